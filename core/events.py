@@ -1,0 +1,337 @@
+"""What a machine is told. Frozen; late, repeated or unknown ones are normal input.
+
+Every event that crosses processes travels by `cluster.codec`, which is derived from these classes.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from core.errors import ErrorInfo
+from core.goodput import Outcome
+from core.ids import AttemptId, GatewayId, NodeId, RequestId
+from core.kv import KVHandle
+from core.mix import Mix, NodeSpec
+from core.request import Request
+from core.stats import NodeStats, Timing
+from core.step import StepResult
+
+
+class FinishReason(StrEnum):
+    """Why a stream is complete: an end token, or `max_tokens`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class AttemptEnd(StrEnum):
+    """How an attempt left a node. It returns the node's credits; it does not end the request."""
+
+    FINISHED = "finished"
+    HANDED_OFF = "handed_off"
+    DROPPED = "dropped"
+    REFUSED = "refused"
+    PREEMPTED = "preempted"
+    KV_LOST = "kv_lost"
+    KV_CORRUPT = "kv_corrupt"
+    STEP_FAILED = "step_failed"
+
+
+# ── to the scheduler ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    """A gateway accepted a request at its door."""
+
+    request: Request
+    gateway: GatewayId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancelled:
+    """The client left, or asked for it; the gateway has ended the stream already."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestResumed:
+    """The gateway's answer to `AttemptLost`: it accepts nothing more of that attempt; `log` (packed) is what it has."""
+
+    request: RequestId
+    log: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """The gateway ended the request, with this outcome; whatever still runs for it may go."""
+
+    request: RequestId
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSilent:
+    """No token came for longer than the silence limit."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFinished:
+    """A node has no block of this attempt any more; returns its credits there."""
+
+    attempt: AttemptId
+    node: NodeId
+    end: AttemptEnd
+
+
+@dataclass(frozen=True, slots=True)
+class StatsReported:
+    """A node's own report, some time old when it arrives."""
+
+    node: NodeId
+    stats: NodeStats
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    """A node is ready for work."""
+
+    node: NodeId
+    spec: NodeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """A node is gone for good; its id never returns."""
+
+    node: NodeId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overridden:
+    """The operator sets mixes; the scheduler respects them until told otherwise. Columns of equal length."""
+
+    nodes: tuple[NodeId, ...]
+    mixes: tuple[Mix, ...]
+
+
+# ── to a node's prefill machine ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """Prefill this attempt, then hand it to `decode_node` (may be the same node: nothing moves).
+
+    `log` (packed) are tokens that earlier attempts delivered; they are computed after the prompt.
+    `admit_s` is how long the request waited before this message was sent.
+    """
+
+    attempt: AttemptId
+    request: Request
+    log: bytes
+    gateway: GatewayId
+    decode_node: NodeId
+    admit_s: float
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The reader is about to fetch: the lease must not expire any more."""
+
+    attempt: AttemptId
+    reader: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesRenewed:
+    """The reader still wants these offers."""
+
+    reader: NodeId
+    attempts: tuple[AttemptId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReleased:
+    """The reader is done with the lent blocks, or never will read them."""
+
+    attempt: AttemptId
+    reader: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """The transport serves this lease to this reader."""
+
+    attempt: AttemptId
+    reader: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The transport can no longer be read through for this lease."""
+
+    attempt: AttemptId
+    reader: NodeId
+
+
+# ── to a node's decode machine ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDone:
+    """Ends a handoff: `num_tokens` tokens have KV, `token_id` was sampled after them; `timing` is the prefill's part."""
+
+    num_tokens: int
+    token_id: int
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The first sealed blocks of an attempt, with all that the decode node must know; `done` where one chunk was all."""
+
+    attempt: AttemptId
+    request: Request
+    log: bytes
+    gateway: GatewayId
+    handle: KVHandle
+    done: PrefillDone | None
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """More sealed blocks (only the new ones). May overtake `Offered` or another `Sealed`."""
+
+    attempt: AttemptId
+    handle: KVHandle
+    done: PrefillDone | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimAnswered:
+    """The lender's answer to `Claimed`."""
+
+    attempt: AttemptId
+    owner: NodeId
+    granted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KVArrived:
+    """Fetch number `fetch` of this attempt is in place, every digest and generation equal."""
+
+    attempt: AttemptId
+    fetch: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVFailed:
+    """Fetch number `fetch` has ended without effect; `end` is KV_LOST or KV_CORRUPT, `why` for people."""
+
+    attempt: AttemptId
+    fetch: int
+    end: AttemptEnd
+    why: str
+
+
+# ── to both machines of a node ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Give this attempt up. Legal in every state; answered by `AttemptFinished` once its blocks are back."""
+
+    attempt: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The executor finished a step."""
+
+    result: StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """The executor could not run a step; nothing of it may be used."""
+
+    step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """Another node is gone, or the link to it is severed."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class MixChanged:
+    """Accept by this mix from now on; resident work is not touched."""
+
+    mix: Mix
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed: reap, then plan."""
+
+
+# ── to a gateway ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class TokensEmitted:
+    """The tokens of one step for one gateway, in columns. `indices` are places in the request's output.
+
+    `finishes` and `timings` are None but for an attempt's last token.
+    """
+
+    attempts: tuple[AttemptId, ...]
+    indices: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    finishes: tuple[FinishReason | None, ...]
+    timings: tuple[Timing | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLost:
+    """Accept nothing more of this attempt or any before it; answer `RequestResumed`."""
+
+    attempt: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """The scheduler gives a request up: refused, expired or failed."""
+
+    request: RequestId
+    outcome: Outcome
+    error: ErrorInfo
+
+
+SchedulerEvent = (
+    RequestArrived
+    | RequestCancelled
+    | RequestResumed
+    | StreamEnded
+    | StreamSilent
+    | AttemptFinished
+    | StatsReported
+    | NodeJoined
+    | NodeLost
+    | Overridden
+    | Tick
+)
+PrefillEvent = Submitted | Claimed | LeasesRenewed | LeaseReleased | Lent | Fenced
+DecodeEvent = Offered | Sealed | ClaimAnswered | KVArrived | KVFailed
+SharedEvent = Dropped | StepDone | StepFailed | PeerLost | MixChanged | Tick
+NodeEvent = PrefillEvent | DecodeEvent | SharedEvent
+GatewayEvent = TokensEmitted | AttemptLost | RequestEnded | Tick
+Event = SchedulerEvent | NodeEvent | GatewayEvent

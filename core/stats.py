@@ -1,0 +1,66 @@
+"""What is measured: a node's own report, and the ledger of one request."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCounts:
+    """Every block of a pool by state; the fields add up to `capacity`."""
+
+    capacity: int
+    free: int
+    cached: int
+    filling: int
+    sealed: int
+    reserved: int
+    receiving: int
+    in_use: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """What a node says of itself. `step_s` is the duration of its last step; counters only rise."""
+
+    queued_tokens: int
+    prefilling: int
+    leases: int
+    incoming: int
+    running_rows: int
+    blocks: BlockCounts
+    mix_epoch: int
+    num_steps: int
+    step_s: float
+    num_dropped_events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The ledger of one attempt, in seconds; each part is measured by its one owner as a duration.
+
+    admit: received to routed (gateway and scheduler). queue_prefill: at the prefill node to its first step. prefill: first
+    step to the end of the last chunk. reserve: prompt done, still waiting for decode blocks or the claim. handoff: the tail
+    of the transfer after the prefill's end. queue_decode: all KV there to the first decode step. decode: from there to
+    the last token.
+    """
+
+    admit_s: float = 0.0
+    queue_prefill_s: float = 0.0
+    prefill_s: float = 0.0
+    reserve_s: float = 0.0
+    handoff_s: float = 0.0
+    queue_decode_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """The sum of the parts; the wall time minus this is `unaccounted`."""
+        return (
+            self.admit_s
+            + self.queue_prefill_s
+            + self.prefill_s
+            + self.reserve_s
+            + self.handoff_s
+            + self.queue_decode_s
+            + self.decode_s
+        )

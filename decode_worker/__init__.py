@@ -1,0 +1,1 @@
+"""Decides what a decode node does: reserve, claim, fetch, batch, finish. Pure: time is an argument."""

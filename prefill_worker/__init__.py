@@ -1,0 +1,1 @@
+"""Decides what a prefill node does: queue, chunk, offer, lend. Pure: time is an argument."""
