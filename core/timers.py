@@ -32,7 +32,11 @@ class Timers:
             if low > high or (low == high and after in strict):
                 found.append(f"timers.{before} ({low:g} s) must be below timers.{after} ({high:g} s)")
         if self.heartbeat_s >= self.suspect_s:
-            found.append(f"timers.heartbeat_s ({self.heartbeat_s:g} s) must be below timers.suspect_s ({self.suspect_s:g} s)")
+            found.append(
+                f"timers.heartbeat_s ({self.heartbeat_s:g} s) must be below timers.suspect_s ({self.suspect_s:g} s)"
+            )
         if self.renewal_s * 4 >= self.lease_s:
-            found.append(f"timers.renewal_s ({self.renewal_s:g} s) must be below a quarter of timers.lease_s ({self.lease_s:g} s)")
+            found.append(
+                f"timers.renewal_s ({self.renewal_s:g} s) must be below a quarter of timers.lease_s ({self.lease_s:g} s)"
+            )
         return found

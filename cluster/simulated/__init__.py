@@ -1,0 +1,1 @@
+"""The simulated shell: the live machines on a heap in virtual time. No tensors, threads, clocks or sockets."""

@@ -1,0 +1,127 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Envelope(_message.Message):
+    __slots__ = ("number", "ack", "hello", "challenge", "proof", "welcome", "letters", "peers_changed", "node_report")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    LETTERS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    NODE_REPORT_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    ack: int
+    hello: Hello
+    challenge: Challenge
+    proof: Proof
+    welcome: Welcome
+    letters: bytes
+    peers_changed: PeersChanged
+    node_report: NodeReport
+    def __init__(self, number: _Optional[int] = ..., ack: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., letters: _Optional[bytes] = ..., peers_changed: _Optional[_Union[PeersChanged, _Mapping]] = ..., node_report: _Optional[_Union[NodeReport, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("sender", "receiver", "session", "term", "schema", "nonce")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    sender: str
+    receiver: str
+    session: int
+    term: int
+    schema: str
+    nonce: bytes
+    def __init__(self, sender: _Optional[str] = ..., receiver: _Optional[str] = ..., session: _Optional[int] = ..., term: _Optional[int] = ..., schema: _Optional[str] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class Challenge(_message.Message):
+    __slots__ = ("nonce", "proof")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    nonce: bytes
+    proof: bytes
+    def __init__(self, nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
+
+class Proof(_message.Message):
+    __slots__ = ("proof",)
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    proof: bytes
+    def __init__(self, proof: _Optional[bytes] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Peer(_message.Message):
+    __slots__ = ("id", "address", "binding")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BINDING_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    address: str
+    binding: bytes
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., binding: _Optional[bytes] = ...) -> None: ...
+
+class PeersChanged(_message.Message):
+    __slots__ = ("peers",)
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    peers: _containers.RepeatedCompositeFieldContainer[Peer]
+    def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+
+class NodeReport(_message.Message):
+    __slots__ = ("num_fetches", "num_failed_fetches", "num_bytes")
+    NUM_FETCHES_FIELD_NUMBER: _ClassVar[int]
+    NUM_FAILED_FETCHES_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    num_fetches: int
+    num_failed_fetches: int
+    num_bytes: int
+    def __init__(self, num_fetches: _Optional[int] = ..., num_failed_fetches: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
+class NodeStatus(_message.Message):
+    __slots__ = ("progress", "started", "failed")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    started: NodeStarted
+    failed: NodeFailed
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., started: _Optional[_Union[NodeStarted, _Mapping]] = ..., failed: _Optional[_Union[NodeFailed, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("phase", "share")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    share: float
+    def __init__(self, phase: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
+
+class NodeStarted(_message.Message):
+    __slots__ = ("pid", "address", "binding", "joined")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BINDING_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    address: str
+    binding: bytes
+    joined: bytes
+    def __init__(self, pid: _Optional[int] = ..., address: _Optional[str] = ..., binding: _Optional[bytes] = ..., joined: _Optional[bytes] = ...) -> None: ...
+
+class NodeFailed(_message.Message):
+    __slots__ = ("why", "problems")
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    why: str
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, why: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...

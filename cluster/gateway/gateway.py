@@ -1,0 +1,180 @@
+"""The gateway's shell: requests in at the door, tokens out to clients, and the ledger of every request."""
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from cluster.api.v1.inference_pb2 import GenerateRequest
+from cluster.gateway.client_stream import ClientStream
+from cluster.gateway.ledger import RequestLedger
+from cluster.gateway.limits import Limits, ServedModel
+from cluster.gateway.streams import Delivered, Ended, StreamOutput, Streams
+from cluster.gateway.tokenizer import Tokenizer
+from cluster.gateway.validation import Envelope, check_prompt, read_envelope, read_sampling_for
+from core.commands import Tell
+from core.errors import DeadlineExceeded, ErrorInfo, Overloaded, Unavailable
+from core.events import GatewayEvent, Tick
+from core.goodput import RequestRecord
+from core.ids import RequestId
+from core.kv import block_keys
+from core.request import Prompt, Request, pack_tokens
+
+LONG_TEXT_CHARS = 4096
+"""From here on a text is made into tokens on a thread: below, the hop costs more than the work."""
+
+MAX_TOKENIZING_THREADS = 2
+NUM_LEDGERS = 256
+RETRY_AFTER_S = 1.0
+DEADLINE_SLACK_S = 0.1
+SLOW_READER = ErrorInfo("slow_reader", "the client does not read what it asked for")
+
+
+class Gateway:
+    """Takes requests, holds their clients, and carries out what `Streams` decides. Lives on one asyncio loop.
+
+    Owns: the open clients and the last ledgers. Whoever runs it passes on what is addressed to the gateway (`handle`,
+    also a `Tick` every `timers.tick_s`), with `now` of `time.monotonic`, and gives `tell`, which carries messages away.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        tokenizer: Tokenizer,
+        streams: Streams,
+        limits: Limits,
+        tell: Callable[[Tell], object],
+    ) -> None:
+        self.model = model
+        self.limits = limits
+        self.tokenizer = tokenizer
+        self.streams = streams
+        self.is_draining = False
+        self._tell = tell
+        self._clients: dict[RequestId, ClientStream] = {}
+        self._ledgers: deque[RequestLedger] = deque(maxlen=NUM_LEDGERS)
+        self._tokenizing = asyncio.Semaphore(MAX_TOKENIZING_THREADS)
+
+    @property
+    def ledgers(self) -> tuple[RequestLedger, ...]:
+        """The requests that ended last, oldest first."""
+        return tuple(self._ledgers)
+
+    @property
+    def records(self) -> tuple[RequestRecord, ...]:
+        """The same requests as goodput counts them."""
+        return tuple(ledger.record for ledger in self._ledgers)
+
+    async def submit(self, message: GenerateRequest, time_left_s: float | None = None) -> ClientStream:
+        """Check a request, name it, and tell the scheduler; `leave` must follow. `time_left_s` is the call's deadline.
+
+        Raises RequestError, Refused or DeadlineExceeded; then no machine was told.
+        """
+        received_at = time.monotonic()
+        self._check_room()
+        envelope = read_envelope(message, self.model, self.limits)
+        check_prompt(message, self.model)
+        if time_left_s is not None:
+            envelope = replace(envelope, deadline_s=min(envelope.deadline_s, time_left_s))
+        token_ids = await self._token_ids(message)
+        request = self._request(message, token_ids, envelope)
+        self._check_room()
+        return self._open(request, envelope, received_at)
+
+    def handle(self, event: GatewayEvent, now: float) -> None:
+        """Take in what is addressed to the gateway."""
+        self.carry(self.streams.handle(event, now), now)
+        if isinstance(event, Tick):
+            self._drop_stuck(now)
+
+    def carry(self, outputs: Iterable[StreamOutput], now: float) -> None:
+        """Carry out what the streams decided: tokens and ends to clients, messages away."""
+        for output in outputs:
+            match output:
+                case Delivered():
+                    self._put(output, now)
+                case Ended():
+                    self._end(output, now)
+                case Tell():
+                    self._tell(output)
+
+    def leave(self, client: ClientStream) -> None:
+        """The client's call is over: read to its end, broken off, or past its deadline."""
+        request, now = client.request, time.monotonic()
+        if client.ended is None:
+            expired = now - client.told_at > request.deadline_s - DEADLINE_SLACK_S
+            end = self.streams.expire if expired else self.streams.cancel
+            self.carry(end(request.id, now), now)
+        del self._clients[request.id]
+
+    def drain(self) -> None:
+        """Take no new request; open ones go on."""
+        self.is_draining = True
+
+    def _check_room(self) -> None:
+        if self.is_draining:
+            raise Unavailable("the server is about to stop and takes no new request", code="draining")
+        if self.streams.num_open >= self.limits.max_streams:
+            message = f"all {self.limits.max_streams} streams of this gateway are in use"
+            raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
+
+    async def _token_ids(self, message: GenerateRequest) -> list[int]:
+        if message.WhichOneof("prompt") == "token_ids":
+            return list(message.token_ids.ids)
+        encode = self.tokenizer.encode_chat if message.chat else self.tokenizer.encode
+        if len(message.text) < LONG_TEXT_CHARS:
+            return encode(message.text)
+        async with self._tokenizing:
+            return await asyncio.to_thread(encode, message.text)
+
+    def _request(self, message: GenerateRequest, token_ids: list[int], envelope: Envelope) -> Request:
+        sampling = read_sampling_for(message, len(token_ids), self.model, self.limits)
+        packed = pack_tokens(token_ids)
+        return Request(
+            id=RequestId(secrets.token_hex(16)),
+            prompt=Prompt(len(token_ids), block_keys(packed, self.model.block_size, envelope.tenant)),
+            token_ids=packed,
+            sampling=sampling,
+            slo=envelope.slo,
+            priority=envelope.priority,
+            tenant=envelope.tenant,
+        )
+
+    def _open(self, request: Request, envelope: Envelope, received_at: float) -> ClientStream:
+        now = time.monotonic()
+        left_s = envelope.deadline_s - (now - received_at)
+        if left_s <= 0:
+            raise DeadlineExceeded(f"the request's {envelope.deadline_s:g} s were over before it was queued")
+        request = replace(request, deadline_s=left_s)
+        client = ClientStream(request, envelope.client_id, received_at, now, self.tokenizer.detokenizer())
+        self._clients[request.id] = client
+        self.carry(self.streams.open(request, now), now)
+        return client
+
+    def _put(self, delivered: Delivered, now: float) -> None:
+        client = self._clients[delivered.request]
+        client.put(delivered, now)
+        if client.pending_bytes > self.limits.max_pending_bytes:
+            self._give_up(client, now)
+
+    def _end(self, ended: Ended, now: float) -> None:
+        self._ledgers.append(self._clients[ended.request].end(ended, now))
+
+    def _drop_stuck(self, now: float) -> None:
+        """Give up clients that take no byte: of open streams, and of ended ones whose rest is not read."""
+        for client in tuple(self._clients.values()):
+            if client.writing_since is None or now - client.writing_since <= self.limits.max_stall_s:
+                continue
+            if client.ended is None:
+                self._give_up(client, now)
+            elif client.on_broken is not None:
+                client.on_broken()
+
+    def _give_up(self, client: ClientStream, now: float) -> None:
+        """A client does not read: its stream ends CANCELLED, unless it has ended already."""
+        outputs = self.streams.cancel(client.request.id, now, SLOW_READER)
+        self.carry(outputs, now)
+        if outputs and client.on_broken is not None:
+            client.on_broken()

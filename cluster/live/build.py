@@ -1,0 +1,96 @@
+"""Makes the parts of one node from its order: memory, weights, transport and machine. The slow part of a start."""
+
+from collections.abc import Callable
+
+from cluster.live.config import NodeSettings
+from cluster.live.host import NodeParts
+from cluster.live.orders import NodeOrder, mint_node_id
+from cluster.node import Node, NodeConfig
+from core.errors import ConfigError
+from core.ids import LayoutId, NodeId
+from core.kv import KVLayout, SlabShape
+from core.mix import NodeSpec
+from engine.executor import Executor, ExecutorConfig, load_executor
+from engine.model_info import LoadFormat, ModelInfo, read_model_info
+from kv_transfer.choose import check_asked
+from kv_transfer.shm import ShmTransport
+from kv_transfer.slab import Slab
+
+Progress = Callable[[str, float], None]
+"""Called with the phase of a start and its share done, 0 to 1."""
+
+
+def build_node(order: NodeOrder, progress: Progress) -> NodeParts:
+    """A node that is ready to run. Raises ConfigError with what the operator has to change."""
+    settings = order.settings
+    progress("reading the model's headers", 0.0)
+    model = read_model_info(settings.model, LoadFormat(settings.load_format))
+    layout = model.kv_layout(settings.block_size, settings.dtype)
+    check_asked(settings.transport)
+    spec = NodeSpec(
+        layout=layout.id(model.digest),
+        kv=layout,
+        num_blocks=_num_blocks(settings, layout),
+        max_model_len=_max_model_len(settings, model),
+        mix=order.mix,
+    )
+    node = mint_node_id(order.name)
+    slab = Slab.anonymous(SlabShape(layout, spec.num_blocks), node)
+    try:
+        executor = _load(settings, slab, progress)
+        transport = ShmTransport(node, spec.layout, slab, order.token.secret)
+    except BaseException:
+        slab.close()
+        raise
+    machine = _machine(node, spec, model, order)
+    return NodeParts(node, spec, machine, executor, transport, slab)
+
+
+def _machine(node: NodeId, spec: NodeSpec, model: ModelInfo, order: NodeOrder) -> Node:
+    return Node(
+        node,
+        NodeConfig(
+            layout=LayoutId(spec.layout),
+            kv=spec.kv,
+            num_blocks=spec.num_blocks,
+            max_model_len=spec.max_model_len,
+            eos_token_ids=model.eos_token_ids,
+            mix=spec.mix,
+            max_steps_in_flight=order.settings.max_steps_in_flight,
+            timers=order.timers,
+        ),
+    )
+
+
+def _load(settings: NodeSettings, slab: Slab, progress: Progress) -> Executor:
+    config = ExecutorConfig(
+        settings.model, settings.dtype, settings.device, LoadFormat(settings.load_format), settings.num_threads
+    )
+    progress("loading weights", 0.0)
+    executor = load_executor(
+        config, slab.buffer, slab.shape, lambda done, total: progress("loading weights", done / total)
+    )
+    progress("warming up", 0.0)
+    executor.warm_up()
+    return executor
+
+
+def _num_blocks(settings: NodeSettings, layout: KVLayout) -> int:
+    if settings.num_kv_blocks is not None:
+        if settings.num_kv_blocks < 1:
+            raise ConfigError([f"num_kv_blocks must be at least 1, not {settings.num_kv_blocks}"])
+        return settings.num_kv_blocks
+    fitting = settings.kv_cache_memory_bytes // layout.bytes_per_block
+    if fitting < 1:
+        limit = f"kv_cache_memory_bytes ({settings.kv_cache_memory_bytes})"
+        raise ConfigError([f"{limit} must hold at least one block of {layout.bytes_per_block} bytes"])
+    return fitting
+
+
+def _max_model_len(settings: NodeSettings, model: ModelInfo) -> int:
+    asked = settings.max_model_len
+    if asked is None:
+        return model.max_model_len
+    if not 1 <= asked <= model.max_model_len:
+        raise ConfigError([f"max_model_len must be from 1 to the model's {model.max_model_len}, not {asked}"])
+    return asked

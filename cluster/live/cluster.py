@@ -1,0 +1,152 @@
+"""A whole live cluster behind one object: what the gateway, the command line and tests start, ask and stop."""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast, get_args
+
+from cluster.gateway.cluster_state import ClusterState as GatewayView
+from cluster.gateway.cluster_state import NodeState as GatewayNode
+from cluster.live.config import LiveConfig, NodeSlot
+from cluster.live.handshake import ClusterToken
+from cluster.live.head import Handle, Head, NodeState
+from cluster.live.launcher import Launcher
+from cluster.live.local import LocalLauncher
+from cluster.live.orders import HeadPlace, NodeOrder
+from cluster.live.supervisor import OnProgress, SlotState, Supervisor
+from core.commands import Command, Tell
+from core.errors import ConfigError
+from core.events import Event, GatewayEvent, Overridden, SchedulerEvent
+from core.ids import SCHEDULER, GatewayId
+from core.mix import Mix
+
+
+class SchedulerMachine(Protocol):
+    """The scheduler, as its shell sees it."""
+
+    def handle(self, event: SchedulerEvent, now: float) -> Sequence[Command]:
+        """Takes one event in; the commands are to be carried out in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """Who is there now, and what the slots are doing."""
+
+    nodes: tuple[NodeState, ...]
+    slots: tuple[SlotState, ...]
+
+
+def _no_progress(slot: str, phase: str, share: float) -> None:
+    """For callers who do not show it."""
+
+
+class LiveCluster:
+    """Head, supervisor and nodes of one cluster. To be made and used in one asyncio loop.
+
+    Owns: all that it starts, and gives it back in `stop`. Gateways join before `start`.
+    """
+
+    def __init__(
+        self,
+        config: LiveConfig,
+        scheduler: SchedulerMachine,
+        on_progress: OnProgress = _no_progress,
+        launcher: Launcher | None = None,
+    ) -> None:
+        problems = config.problems()
+        if problems:
+            raise ConfigError(problems)
+        self._config = config
+        self._token = ClusterToken.mint()
+        self._mixes = {slot.name: slot.mix for slot in config.slots}
+        self._place: HeadPlace | None = None
+        self._launcher = launcher or make_launcher(config)
+        self._head = Head(f"head@{secrets.token_hex(4)}", self._token, config.timers)
+        self._supervisor = Supervisor(self._launcher, self._head, self._order, on_progress)
+        self._head.register(SCHEDULER, cast(Handle, scheduler.handle), get_args(SchedulerEvent))
+
+    async def start(self) -> None:
+        """Returns when every node is ready. Raises ConfigError or NodeLost, and then nothing is left running."""
+        try:
+            self._place = await self._head.start(self._config.host)
+            await self._launcher.open()
+            await self._supervisor.start(self._config.slots)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Ends everything; gateways are told nothing more. Twice is fine."""
+        await self._head.stop()
+        await self._supervisor.stop()
+        await self._launcher.close()
+
+    async def broken(self) -> str:
+        """Waits until an invariant of the scheduler or a gateway is broken; the process must then go."""
+        return await self._head.broken()
+
+    # ── the gateway ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def join(self, gateway: GatewayId, handle: Callable[[GatewayEvent, float], object]) -> None:
+        """Hosts a gateway: what is addressed to it, and `Tick`, reach `handle`, which carries out its own commands."""
+
+        def take(event: Event, now: float) -> None:
+            handle(cast(GatewayEvent, event), now)
+
+        self._head.register(gateway, take, get_args(GatewayEvent))
+
+    def tell(self, tell: Tell) -> None:
+        """Carries a gateway's message away."""
+        self._head.tell(tell.to, tell.event)
+
+    def shown(self) -> GatewayView:
+        """The cluster as a gateway shows it."""
+        nodes = self._head.nodes()
+        counters = (
+            ("node_deaths", sum(slot.num_deaths for slot in self._supervisor.slots())),
+            ("failed_fetches", sum(node.num_failed_fetches for node in nodes)),
+            ("foreign_messages", self._head.num_foreign),
+        )
+        return GatewayView(tuple(_shown(node) for node in nodes), counters)
+
+    # ── the operator ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_mixes(self, mixes: Mapping[str, Mix]) -> None:
+        """Sets mixes by slot, for the nodes of now and those to come. Raises ConfigError for unknown names."""
+        unknown = [name for name in mixes if name not in self._mixes]
+        if unknown:
+            known = ", ".join(self._mixes)
+            raise ConfigError([f"node {name!r} is not known; there are {known}" for name in unknown])
+        self._mixes |= mixes
+        nodes = [state for state in self._head.nodes() if state.slot in mixes]
+        told = tuple(mixes[state.slot] for state in nodes)
+        self._head.tell(SCHEDULER, Overridden(tuple(state.node for state in nodes), told))
+
+    def state(self) -> ClusterState:
+        """The cluster now."""
+        return ClusterState(self._head.nodes(), self._supervisor.slots())
+
+    def _order(self, slot: NodeSlot) -> NodeOrder:
+        assert self._place is not None, "nodes are started after the head"
+        return NodeOrder(
+            name=slot.name,
+            mix=self._mixes[slot.name],
+            settings=self._config.node,
+            timers=self._config.timers,
+            head=self._place,
+            token=self._token,
+            host=self._config.host,
+        )
+
+
+def _shown(node: NodeState) -> GatewayNode:
+    return GatewayNode(node.node, node.pid, node.actor_id, node.mix, node.stats, node.num_bytes, node.num_fetches)
+
+
+def make_launcher(config: LiveConfig) -> Launcher:
+    """The launcher that the config names. Ray is imported only where it is asked for."""
+    if config.launcher == "local":
+        return LocalLauncher(config.node.num_threads)
+    from cluster.live.ray_actors import RayLauncher
+
+    return RayLauncher(config.ray, config.slots)

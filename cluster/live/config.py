@@ -1,0 +1,86 @@
+"""What a live cluster is made of. Frozen; the command line's parser fills it in."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.mix import Mix, mix_of
+from core.timers import Timers
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSlot:
+    """A place for one node. Its incarnations come and go; `mix` is what each starts with."""
+
+    name: str
+    mix: Mix
+
+
+def slots_of(
+    prefill: int, decode: int, aggregated: int, prefill_tokens_per_step: int, max_decode_rows: int
+) -> tuple[NodeSlot, ...]:
+    """The slots of a layout such as 1 prefill and 1 decode node, named `prefill-0`, `decode-0`, `aggregated-0`, …"""
+    counts = (("prefill", "prefill", prefill), ("decode", "decode", decode), ("aggregated", "mixed", aggregated))
+    return tuple(
+        NodeSlot(f"{word}-{i}", mix_of(role, prefill_tokens_per_step, max_decode_rows))
+        for word, role, count in counts
+        for i in range(count)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What every node of a cluster is made of.
+
+    `num_kv_blocks` wins over `kv_cache_memory_bytes`. `max_model_len` None: the model's own.
+    """
+
+    model: Path
+    dtype: str = "float32"
+    load_format: str = "safetensors"
+    device: str = "cpu"
+    block_size: int = 16
+    num_kv_blocks: int | None = None
+    kv_cache_memory_bytes: int = 256 << 20
+    max_model_len: int | None = None
+    max_steps_in_flight: int = 1
+    num_threads: int = 1
+    transport: str = "shm"
+    switch_interval_s: float = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class RaySettings:
+    """How nodes run as Ray actors. `address` None starts a Ray of our own on this machine."""
+
+    address: str | None = None
+    cpus_per_node: float = 0.5
+    object_store_bytes: int = 80 << 20
+    start_timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveConfig:
+    """A whole live cluster. `launcher` is `local` (processes) or `ray` (actors)."""
+
+    node: NodeSettings
+    slots: tuple[NodeSlot, ...]
+    launcher: str = "local"
+    host: str = "127.0.0.1"
+    timers: Timers = field(default_factory=Timers)
+    ray: RaySettings = field(default_factory=RaySettings)
+
+    def problems(self) -> list[str]:
+        """What is wrong with it; empty when it is sound."""
+        found = self.timers.problems()
+        if self.launcher not in ("local", "ray"):
+            found.append(f"launcher {self.launcher!r} is unknown; use 'local' or 'ray'")
+        if not self.slots:
+            found.append("a cluster needs at least one node; see --prefill, --decode and --aggregated")
+        for ability in ("accepts_prefill", "accepts_decode"):
+            if self.slots and not any(getattr(slot.mix, ability) for slot in self.slots):
+                found.append(f"no node {ability.replace('_', ' ')}; add one, or an aggregated node")
+        if len({slot.name for slot in self.slots}) < len(self.slots):
+            found.append("two nodes have the same name")
+        if not self.node.model.is_dir():
+            found.append(f"model {str(self.node.model)!r} is not a folder")
+        return found

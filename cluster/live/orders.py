@@ -1,0 +1,91 @@
+"""What a node is told when it is started, and what it answers once it runs."""
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from cluster import codec
+from cluster.api.v1.post_pb2 import NodeStarted, Peer
+from cluster.live.config import NodeSettings
+from cluster.live.handshake import ClusterToken
+from core.events import NodeJoined
+from core.ids import NodeId
+from core.mix import Mix, NodeSpec
+from core.timers import Timers
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPlace:
+    """Where a node finds its head, and the term that it acts in."""
+
+    id: str
+    address: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOrder:
+    """Everything that one node needs to start. Carries the cluster token: only for pipes and actor arguments."""
+
+    name: str
+    mix: Mix
+    settings: NodeSettings
+    timers: Timers
+    head: HeadPlace
+    token: ClusterToken
+    host: str = "127.0.0.1"
+
+    def pack(self) -> bytes:
+        """As JSON."""
+        words = asdict(self) | {"token": self.token.secret.hex()}
+        words["settings"]["model"] = str(self.settings.model)
+        return json.dumps(words).encode()
+
+    @staticmethod
+    def unpack(data: bytes) -> "NodeOrder":
+        """The inverse of `pack`."""
+        words = json.loads(data)
+        settings = NodeSettings(**words["settings"])
+        return NodeOrder(
+            name=words["name"],
+            mix=Mix(**words["mix"]),
+            settings=replace(settings, model=Path(settings.model)),
+            timers=Timers(**words["timers"]),
+            head=HeadPlace(**words["head"]),
+            token=ClusterToken(bytes.fromhex(words["token"])),
+            host=words["host"],
+        )
+
+
+def mint_node_id(name: str) -> NodeId:
+    """A new incarnation of a name; minted by the process itself, at its start."""
+    return NodeId(f"{name}@{secrets.token_hex(4)}")
+
+
+@dataclass(frozen=True, slots=True)
+class StartedNode:
+    """A node that is ready for work: who it is, where its post is, and where its KV pool is (a packed `Binding`)."""
+
+    node: NodeId
+    spec: NodeSpec
+    pid: int
+    address: str
+    binding: bytes
+
+    def to_wire(self) -> NodeStarted:
+        """As it is told to whoever started the node."""
+        joined = codec.encode(NodeJoined(self.node, self.spec))
+        return NodeStarted(pid=self.pid, address=self.address, binding=self.binding, joined=joined)
+
+    @staticmethod
+    def from_wire(wire: NodeStarted) -> "StartedNode":
+        """The inverse of `to_wire`. Raises CodecError."""
+        joined = codec.decode(wire.joined)
+        if not isinstance(joined, NodeJoined):
+            raise codec.CodecError(f"a started node says {type(joined).__name__} instead of NodeJoined")
+        return StartedNode(joined.node, joined.spec, wire.pid, wire.address, wire.binding)
+
+    def as_peer(self) -> Peer:
+        """As the other nodes are told of it."""
+        return Peer(id=self.node, address=self.address, binding=self.binding)

@@ -1,0 +1,245 @@
+"""Nodes as Ray actors: placement, actors around a `Host`, and their deaths. The only file that imports Ray.
+
+Ray starts nodes and notices their end. No KV, no token and no event goes through it: nodes and head use `post`.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from cluster.api.v1.post_pb2 import NodeStatus
+from cluster.live.actor_host import ActorHost
+from cluster.live.building import Build, build_with_model
+from cluster.live.config import NodeSlot, RaySettings
+from cluster.live.launcher import Progress
+from cluster.live.orders import NodeOrder, StartedNode
+from core.errors import ConfigError, NodeLost
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+LOG = logging.getLogger("penstock.ray")
+NAMESPACE = "penstock"
+CALLS_AT_ONCE = 4
+"""`start`, `next_status` and `watch` are outstanding together."""
+
+
+class _Method(Protocol):
+    def remote(self, *arguments: object) -> Awaitable[object]: ...
+
+
+class _Actor(Protocol):
+    """A `ActorHost`, seen through Ray."""
+
+    start: _Method
+    next_status: _Method
+    watch: _Method
+
+
+class RayNode:
+    """One node's actor, seen from the head.
+
+    Owns: the actor, and the call to `watch` that ends with it.
+    """
+
+    def __init__(self, name: str, actor: _Actor, actor_id: str, kill: Callable[[], None]) -> None:
+        self.actor_id = actor_id
+        self._name = name
+        self._actor = actor
+        self._kill = kill
+        self._watch = asyncio.ensure_future(self._watching())
+        self._started: StartedNode | None = None
+
+    @property
+    def started(self) -> StartedNode:
+        """Who it is."""
+        assert self._started is not None, "the node has not said that it runs"
+        return self._started
+
+    async def run(self, order: NodeOrder, progress: Progress) -> None:
+        """Starts the node and follows it until it runs. Raises ConfigError, and NodeLost where it cannot be."""
+        self._actor.start.remote(order.pack())
+        while True:
+            status = NodeStatus.FromString(await self._next_status())
+            if status.HasField("failed"):
+                if status.failed.problems:
+                    raise ConfigError([f"{self._name}: {problem}" for problem in status.failed.problems])
+                raise NodeLost(f"{self._name} did not start: {status.failed.why}")
+            if status.HasField("started"):
+                self._started = StartedNode.from_wire(status.started)
+                return
+            progress(status.progress.phase, status.progress.share)
+
+    async def _next_status(self) -> bytes:
+        from ray.exceptions import RayError
+
+        try:
+            return cast(bytes, await self._actor.next_status.remote())
+        except RayError as error:
+            raise NodeLost(f"{self._name} did not start: {_first_line(error)}") from error
+
+    async def _watching(self) -> str:
+        """A call that does not return for as long as the node lives: Ray ends it when the actor's process dies."""
+        from ray.exceptions import RayError
+
+        try:
+            return cast(str, await self._actor.watch.remote())
+        except RayError as error:
+            return f"its actor died: {_first_line(error)}"
+
+    async def exited(self) -> str:
+        """Returns why, once the node is over or its actor has died."""
+        return await asyncio.shield(self._watch)
+
+    async def stop(self) -> None:
+        """Kills the actor; fine if it is gone already."""
+        self._kill()
+        await asyncio.wait({self._watch})
+
+
+class RayLauncher:
+    """Starts nodes as actors, each in its slot's bundle of one placement group.
+
+    Owns: the placement group; and Ray itself, unless this process was connected to one or is told an address.
+    """
+
+    def __init__(self, settings: RaySettings, slots: tuple[NodeSlot, ...], build: Build = build_with_model) -> None:
+        if settings.address is not None and settings.address.startswith("ray://"):
+            raise ConfigError(["ray address: ray:// (Ray's client) is not supported; use the cluster's host:port"])
+        self._settings = settings
+        self._build = build
+        self._bundles = {slot.name: index for index, slot in enumerate(slots)}
+        self._group: PlacementGroup | None = None
+        self._own_ray = False
+        self._folder: Path | None = None
+        self._environment: dict[str, str | None] = {}
+
+    async def open(self) -> None:
+        """Connects to Ray or starts one, in a thread; then reserves the nodes' places. Raises ConfigError."""
+        await asyncio.to_thread(self._connect)
+        await self._reserve()
+
+    def _connect(self) -> None:
+        """Usage statistics are off; the token of a Ray of our own lies in a private folder, never in the home."""
+        self._set("RAY_USAGE_STATS_ENABLED", "0")
+        if self._settings.address is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="penstock-"))
+            token = self._folder / "token"
+            token.touch(0o600)
+            token.write_text(_own_token())
+            self._set("RAY_AUTH_MODE", "token")
+            self._set("RAY_AUTH_TOKEN_PATH", str(token))
+        import ray
+
+        if ray.is_initialized():
+            return
+        self._own_ray = True
+        try:
+            self._init()
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError([f"ray: {_first_line(error)}"]) from error
+
+    def _init(self) -> None:
+        import ray
+
+        if self._settings.address is not None:
+            ray.init(self._settings.address, namespace=NAMESPACE, logging_level=logging.ERROR)
+            return
+        needed = self._settings.cpus_per_node * len(self._bundles)
+        ray.init(
+            "local",
+            num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)),
+            num_gpus=0,
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            object_store_memory=self._settings.object_store_bytes,
+            _temp_dir=str(self._folder),
+        )
+
+    async def _reserve(self) -> None:
+        """On one host: the transports that are built share memory."""
+        from ray.exceptions import RayError
+        from ray.util.placement_group import placement_group
+
+        bundles = [{"CPU": self._settings.cpus_per_node} for _ in self._bundles]
+        self._group = placement_group(bundles, strategy="STRICT_PACK")
+        try:
+            await asyncio.wait_for(_value(self._group.ready()), self._settings.start_timeout_s)
+        except (TimeoutError, RayError) as error:
+            asked = f"{len(bundles)} nodes of {self._settings.cpus_per_node:g} CPUs on one host"
+            raise ConfigError([f"ray: no place for {asked}; lower cpus_per_node or add a larger host"]) from error
+
+    async def start(self, order: NodeOrder, progress: Progress) -> RayNode:
+        """Makes an actor and waits until the node in it runs. Raises ConfigError or NodeLost."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        assert self._group is not None, "nodes are started after open"
+        place = PlacementGroupSchedulingStrategy(self._group, self._bundles[order.name])
+        made: Any = ray.remote(ActorHost)
+        actor = made.options(
+            num_cpus=self._settings.cpus_per_node,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=CALLS_AT_ONCE,
+            scheduling_strategy=place,
+        ).remote(self._build)
+        node = RayNode(order.name, actor, actor._actor_id.hex(), partial(ray.kill, actor, no_restart=True))
+        try:
+            await node.run(order, progress)
+        except BaseException:
+            await asyncio.shield(node.stop())
+            raise
+        return node
+
+    async def close(self) -> None:
+        """Gives the places back, and ends a Ray of our own. Twice is fine."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        if self._group is not None:
+            from ray.util.placement_group import remove_placement_group
+
+            remove_placement_group(self._group)
+            self._group = None
+        if self._own_ray:
+            import ray
+
+            ray.shutdown()
+            self._own_ray = False
+        for name, value in self._environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        self._environment.clear()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _set(self, name: str, value: str) -> None:
+        """For Ray's processes, which inherit our environment; put back in `close`."""
+        self._environment[name] = os.environ.get(name)
+        os.environ[name] = value
+
+
+@cache
+def _own_token() -> str:
+    """One for all Rays of our own that this process starts: Ray reads its token once a process and keeps it."""
+    return secrets.token_hex(32)
+
+
+async def _value(reference: Awaitable[object]) -> object:
+    """An object reference as a coroutine, which `wait_for` takes."""
+    return await reference
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

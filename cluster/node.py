@@ -1,0 +1,218 @@
+"""One node: its two machines over one block pool, under the current mix. Merges their rows into steps. Pure."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import assert_never
+
+from core.commands import Command, RunStep, Tell
+from core.events import (
+    AttemptEnd,
+    AttemptFinished,
+    ClaimAnswered,
+    Claimed,
+    Dropped,
+    Fenced,
+    KVArrived,
+    KVFailed,
+    LeaseReleased,
+    LeasesRenewed,
+    Lent,
+    MixChanged,
+    NodeEvent,
+    Offered,
+    PeerLost,
+    Sealed,
+    StatsReported,
+    StepDone,
+    StepFailed,
+    Submitted,
+    Tick,
+)
+from core.ids import SCHEDULER, AttemptId, LayoutId, NodeId
+from core.kv import KVLayout
+from core.mix import Mix
+from core.stats import NodeStats
+from core.step import StepPlan, StepResult
+from core.timers import Timers
+from decode_worker.config import DecodeConfig
+from decode_worker.worker import AdoptedAttempt, DecodeWorker
+from engine.blocks import BlockPool
+from prefill_worker.config import PrefillConfig
+from prefill_worker.worker import PrefillWorker
+
+MAX_TOMBSTONES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """What a node is. `max_steps_in_flight` is 1, or 2 to plan the next step while one runs."""
+
+    layout: LayoutId
+    kv: KVLayout
+    num_blocks: int
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    mix: Mix
+    max_steps_in_flight: int = 1
+    timers: Timers = Timers()
+
+
+class Node:
+    """Hands each event to the machine that it concerns, then plans.
+
+    Owns: the pool, the mix, step numbers, the steps in flight, and tombstones of attempts that were dropped unmet.
+    """
+
+    def __init__(self, node: NodeId, config: NodeConfig) -> None:
+        self.node = node
+        self.config = config
+        self.pool = BlockPool(config.num_blocks)
+        self.mix = config.mix
+        block_size, eos, timers = config.kv.block_size, config.eos_token_ids, config.timers
+        self.prefill = PrefillWorker(PrefillConfig(node, config.layout, block_size, eos, timers), self.pool)
+        self.decode = DecodeWorker(DecodeConfig(node, block_size, eos, timers), self.pool)
+        self._in_flight: deque[int] = deque()
+        self._num_steps = 0
+        self._step_s = 0.0
+        self._tombstones: dict[AttemptId, float] = {}
+        self._budget_tokens = config.mix.prefill_tokens_per_step or config.kv.block_size
+        self._max_rows = config.mix.max_decode_rows or 1
+        self._num_dropped_events = 0
+
+    def handle(self, event: NodeEvent, now: float) -> list[Command]:
+        """Take one event; never blocks. The commands are to be carried out in order."""
+        commands = self._dispatch(event, now)
+        for prefill, done in self.prefill.take_adopted():
+            asked = prefill.asked
+            self.decode.adopt(
+                AdoptedAttempt(
+                    prefill.id, asked.request, asked.gateway, asked.log, prefill.table, done, asked.num_preemptions
+                ),
+                now,
+            )
+        return commands + self._plan(now)
+
+    def stats(self) -> NodeStats:
+        """What this node says of itself."""
+        return NodeStats(
+            queued_tokens=self.prefill.num_queued_tokens,
+            prefilling=self.prefill.num_prefilling,
+            leases=len(self.prefill.leases),
+            incoming=len(self.decode.intake),
+            running_rows=self.decode.num_rows,
+            blocks=self.pool.counts(),
+            mix_epoch=self.mix.epoch,
+            num_steps=self._num_steps,
+            step_s=self._step_s,
+            num_dropped_events=self._num_dropped_events
+            + self.prefill.num_dropped_events
+            + self.decode.intake.num_dropped_events,
+        )
+
+    def is_idle(self) -> bool:
+        """Whether no attempt is here in any state, and no step runs. Tombstones may remain: they hold nothing."""
+        return not self._in_flight and not self.prefill.attempts and self.decode.is_idle
+
+    def check(self) -> None:
+        """Asserts the invariants: the pool's own, and that every reference belongs to a table."""
+        self.pool.check()
+        tables = self.prefill.tables() + self.decode.tables()
+        held = sum(len(table) for table in tables)
+        assert held == self.pool.num_references(), f"{held} blocks in tables, {self.pool.num_references()} references"
+        assert not set(self.prefill.attempts) & set(self.decode.attempts), "an attempt is at both machines"
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _dispatch(self, event: NodeEvent, now: float) -> list[Command]:
+        match event:
+            case StepDone(result):
+                return self._on_step_done(result, now)
+            case StepFailed(step, _):
+                self._leave_flight(step)
+                return self.prefill.fail_step(step) + self.decode.fail_step(step)
+            case Submitted(attempt) | Offered(attempt) if attempt in self._tombstones:
+                return self._on_dropped_before(event)
+            case Submitted() | Claimed() | LeasesRenewed() | LeaseReleased() | Lent() | Fenced():
+                return self.prefill.handle(event, self.mix, now)
+            case Offered() | ClaimAnswered() | KVArrived() | KVFailed():
+                return self.decode.handle(event, now)
+            case Sealed(attempt):
+                return [] if attempt in self._tombstones else self.decode.handle(event, now)
+            case Dropped(attempt):
+                return self._on_dropped(attempt, now)
+            case PeerLost(node):
+                return self.prefill.lose_peer(node) + self.decode.intake.lose_peer(node)
+            case MixChanged(mix):
+                self._on_mix(mix)
+                return []
+            case Tick():
+                return self._on_tick(now)
+            case _:
+                assert_never(event)
+
+    def _on_step_done(self, result: StepResult, now: float) -> list[Command]:
+        self._leave_flight(result.step)
+        self._step_s = result.duration_s
+        return self.prefill.finish_step(result, now) + self.decode.finish_step(result, now)
+
+    def _leave_flight(self, step: int) -> None:
+        expected = self._in_flight.popleft()
+        assert step == expected, f"step {step} is over, {expected} was next"
+
+    def _on_dropped(self, attempt: AttemptId, now: float) -> list[Command]:
+        if self.decode.knows(attempt):
+            return self.decode.drop(attempt)
+        if self.prefill.knows(attempt):
+            return self.prefill.drop(attempt)
+        self.decode.intake.forget_early(attempt)
+        if len(self._tombstones) >= MAX_TOMBSTONES:
+            del self._tombstones[next(iter(self._tombstones))]
+        self._tombstones[attempt] = now
+        return [Tell(SCHEDULER, AttemptFinished(attempt, self.node, AttemptEnd.DROPPED))]
+
+    def _on_dropped_before(self, event: Submitted | Offered) -> list[Command]:
+        """It was dropped before it came: nothing is held here, and a lender may let go."""
+        report = Tell(SCHEDULER, AttemptFinished(event.attempt, self.node, AttemptEnd.DROPPED))
+        if isinstance(event, Submitted):
+            return [report]
+        return [Tell(event.handle.owner, LeaseReleased(event.attempt, self.node)), report]
+
+    def _on_mix(self, mix: Mix) -> None:
+        """Resident work goes on with the last budgets that were not zero."""
+        if mix.epoch <= self.mix.epoch:
+            self._num_dropped_events += 1
+            return
+        self.mix = mix
+        self._budget_tokens = mix.prefill_tokens_per_step or self._budget_tokens
+        self._max_rows = mix.max_decode_rows or self._max_rows
+
+    def _on_tick(self, now: float) -> list[Command]:
+        commands = self.prefill.tick(now) + self.decode.intake.tick(now)
+        lease_s = self.config.timers.lease_s
+        self._tombstones = {attempt: at for attempt, at in self._tombstones.items() if now - at <= lease_s}
+        return [*commands, Tell(SCHEDULER, StatsReported(self.node, self.stats()))]
+
+    # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _plan(self, now: float) -> list[Command]:
+        commands = self.decode.intake.admit(now)
+        while len(self._in_flight) < self.config.max_steps_in_flight:
+            step = self._num_steps
+            decode, preempted = self.decode.next_rows(self._max_rows, step, now)
+            commands += preempted
+            prefill = self.prefill.next_rows(self._budget_tokens, step, now)
+            if not decode.attempts and not prefill.attempts:
+                break
+            plan = StepPlan(
+                step,
+                (*decode.attempts, *prefill.attempts),
+                (*(1 for _ in decode.attempts), *prefill.num_tokens),
+                (*decode.joined, *prefill.joined),
+                self.prefill.take_left() + self.decode.take_left(),
+                tuple(decode.grown),
+                tuple(prefill.seal),
+            )
+            self._in_flight.append(step)
+            self._num_steps += 1
+            commands.append(RunStep(plan))
+        return commands

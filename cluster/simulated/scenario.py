@@ -1,0 +1,189 @@
+"""What one run is about: nodes, requests, costs, timers, possible faults. Drawn from a seed, or written by hand."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from random import Random
+
+from cluster.simulated.costs import Costs, LinkCosts, StepCosts
+from core.ids import GatewayId, LayoutId, RequestId
+from core.kv import KVLayout, block_keys
+from core.request import SLO, Prompt, Request, SamplingParams, pack_tokens
+from core.timers import Timers
+from engine.fake import VOCAB_SIZE
+
+EOS_TOKEN_IDS = frozenset({0})
+
+
+class Fault(StrEnum):
+    """The classes of things that go wrong; each is on or off for a whole run."""
+
+    DELAY = "delay"
+    REORDER = "reorder"
+    CANCEL = "cancel"
+    STOP = "stop"
+    DEADLINE = "deadline"
+    KILL = "kill"
+    ZOMBIE = "zombie"
+    SEVER = "sever"
+    PAUSE = "pause"
+    CORRUPT = "corrupt"
+    SLOW_FETCH = "slow_fetch"
+    STEP_FAILED = "step_failed"
+    MIX = "mix"
+
+
+HARMFUL = frozenset(Fault) - {Fault.DELAY, Fault.REORDER, Fault.MIX, Fault.STOP}
+"""Where none of these is on, each request that fits must be answered whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """One node and those that replace it: `name` outlives incarnations."""
+
+    name: str
+    role: str
+    num_blocks: int
+    prefill_tokens_per_step: int = 8
+    max_decode_rows: int = 8
+    max_steps_in_flight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A client's request, and when it knocks at which gateway. `leaves_after` tokens the client has what it wanted."""
+
+    at: float
+    gateway: GatewayId
+    request: Request
+    leaves_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One run. `fault_rate` scales how often faults happen; `fenced_transport`: a revoked lease cannot be read through.
+
+    `overcommit`: the scheduler books for short answers only, so that pools run full and rows are preempted.
+    """
+
+    seed: int
+    nodes: tuple[NodePlan, ...]
+    arrivals: tuple[Arrival, ...]
+    block_size: int = 4
+    max_model_len: int = 32
+    gateways: tuple[GatewayId, ...] = (GatewayId("gateway-0"),)
+    timers: Timers = field(default_factory=lambda: shrunk(0.1))
+    costs: Costs = field(default_factory=Costs)
+    faults: frozenset[Fault] = frozenset()
+    fault_rate: float = 1.0
+    fenced_transport: bool = False
+    overcommit: bool = False
+
+    @property
+    def kv(self) -> KVLayout:
+        """A geometry of 8 bytes a token, which is a slot of the fake memory."""
+        return KVLayout(num_layers=1, num_kv_heads=1, head_dim=1, block_size=self.block_size, dtype="float32")
+
+    @property
+    def layout(self) -> LayoutId:
+        """The layout that all nodes of the run share."""
+        return self.kv.id("fake")
+
+
+def shrunk(scale: float, tick_s: float = 0.05) -> Timers:
+    """The usual timers, `scale` times as long; ticks stay rare, because they cost the most to simulate."""
+    usual = Timers()
+    times = {name: getattr(usual, name) * scale for name in Timers.__slots__ if name != "tick_s"}
+    return Timers(tick_s=tick_s, **times)
+
+
+def make_request(
+    name: str,
+    token_ids: list[int],
+    max_tokens: int,
+    *,
+    block_size: int = 4,
+    seed: int = 0,
+    tenant: str = "",
+    priority: int = 0,
+    deadline_s: float = 60.0,
+    ignore_eos: bool = False,
+) -> Request:
+    """A request over given tokens, as a gateway would make it."""
+    packed = pack_tokens(token_ids)
+    prompt = Prompt(len(token_ids), block_keys(packed, block_size, tenant))
+    sampling = SamplingParams(max_tokens, seed=seed, ignore_eos=ignore_eos)
+    return Request(RequestId(name), prompt, packed, sampling, SLO(2.0, 0.1), priority, tenant, deadline_s)
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario of a seed: 1 to 8 nodes of any role, pools of 4 to 64 blocks, 20 to 60 requests."""
+    chance = Random(seed)
+    faults = frozenset(fault for fault in Fault if chance.random() < 0.5) if chance.random() < 0.9 else frozenset()
+    block_size = chance.randint(2, 4)
+    gateways = tuple(GatewayId(f"gateway-{i}") for i in range(chance.randint(1, 2)))
+    nodes = _draw_nodes(chance)
+    return Scenario(
+        seed,
+        nodes,
+        _draw_arrivals(chance, block_size, gateways, faults),
+        block_size=block_size,
+        gateways=gateways,
+        timers=shrunk(chance.choice((0.06, 0.1, 0.16))),
+        costs=_draw_costs(chance),
+        faults=faults,
+        fault_rate=chance.choice((0.5, 1.0, 2.0)),
+        fenced_transport=chance.random() < 0.5,
+        overcommit=chance.random() < 0.5,
+    )
+
+
+def _draw_nodes(chance: Random) -> tuple[NodePlan, ...]:
+    num_nodes = chance.choice((1, 2, 2, 2, 3, 3, 4, 5, 6, 8))
+    steps_in_flight = chance.randint(1, 2)
+    small = chance.random() < 0.6
+    return tuple(
+        NodePlan(
+            f"node-{i}",
+            chance.choice(("prefill", "decode", "mixed", "prefill", "decode")),
+            chance.randint(4, 16) if small else chance.randint(16, 64),
+            chance.choice((2, 4, 8, 16)),
+            chance.choice((2, 4, 8)),
+            steps_in_flight,
+        )
+        for i in range(num_nodes)
+    )
+
+
+def _draw_costs(chance: Random) -> Costs:
+    fetch_s, block_s = chance.choice(((0.0005, 0.0005), (0.002, 0.002), (0.001, 0.006)))
+    step = StepCosts(fixed_s=chance.choice((0.002, 0.006, 0.012)))
+    return Costs(
+        step, LinkCosts(chance.choice((0.0003, 0.002)), fetch_s, block_s), jitter=chance.choice((0.2, 1.0, 3.0))
+    )
+
+
+def _draw_arrivals(
+    chance: Random, block_size: int, gateways: tuple[GatewayId, ...], faults: frozenset[Fault]
+) -> tuple[Arrival, ...]:
+    num_requests = chance.randint(20, 60)
+    span_s = chance.choice((0.05, 0.3, 0.8))
+    stems = [[chance.randrange(VOCAB_SIZE) for _ in range(16)] for _ in range(3)]
+    arrivals = []
+    for i in range(num_requests):
+        stem = chance.choice(stems)[: chance.randint(0, 10)]
+        token_ids = stem + [chance.randrange(VOCAB_SIZE) for _ in range(chance.randint(0 if stem else 1, 5))]
+        hurried = Fault.DEADLINE in faults and chance.random() < 0.15
+        request = make_request(
+            f"r{i}",
+            token_ids,
+            chance.choice((1, 2, 3, 4, 6, 10)),
+            block_size=block_size,
+            seed=chance.getrandbits(32),
+            tenant=chance.choice(("", "", "blue")),
+            priority=chance.choice((0, 0, 0, 1)),
+            deadline_s=chance.uniform(0.02, 0.5) if hurried else 60.0,
+            ignore_eos=chance.random() < 0.3,
+        )
+        leaves_after = chance.randint(1, 4) if Fault.STOP in faults and chance.random() < 0.2 else None
+        arrivals.append(Arrival(chance.uniform(0.0, span_s), chance.choice(gateways), request, leaves_after))
+    return tuple(arrivals)

@@ -1,0 +1,209 @@
+"""A whole cluster in virtual time: gateways, scheduler, nodes, links between them, and what may go wrong."""
+
+from random import Random
+
+from cluster.node import NodeConfig
+from cluster.simulated.door import Door
+from cluster.simulated.faults import Faults, delays_of, dice_of
+from cluster.simulated.host import Dice, Host, Place
+from cluster.simulated.links import Delays, Links
+from cluster.simulated.loop import Loop
+from cluster.simulated.scenario import EOS_TOKEN_IDS, Arrival, Fault, NodePlan, Scenario
+from cluster.simulated.states import note_scheduler_hits
+from cluster.simulated.watch import CHECK_EVERY, Watch
+from core.commands import Tell
+from core.events import Event, NodeJoined, NodeLost, Overridden, PeerLost, SchedulerEvent, Tick
+from core.ids import SCHEDULER, Address, GatewayId, NodeId, RequestId
+from core.mix import NodeSpec, mix_of
+from scheduler.config import SchedulerConfig
+from scheduler.policies.least_loaded import LeastLoaded
+from scheduler.scheduler import Scheduler
+
+
+class World:
+    """One run of a scenario.
+
+    Owns: the loop, the links, and every machine's shell. Nodes that died stay in `place.hosts`, for their memory.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.loop = Loop(Random(scenario.seed))
+        self.watch = Watch()
+        links = Links(self.loop, delays_of(scenario), self._deliver)
+        self.place = Place(self.loop, links, scenario.costs, dice_of(scenario), self.watch, scenario.fenced_transport)
+        self.scheduler = Scheduler(_scheduler_config(scenario), LeastLoaded())
+        self.doors = {
+            gateway: Door(gateway, scenario.timers, self.loop, links, self.watch) for gateway in scenario.gateways
+        }
+        self._num_taken = 0
+        self._num_to_come = len(scenario.arrivals)
+        self._severing: set[frozenset[NodeId]] = set()
+        for plan in scenario.nodes:
+            self._join(plan, 0)
+        for arrival in scenario.arrivals:
+            self.loop.at(0.02 + arrival.at, self._arrive, arrival)
+        self.loop.after(scenario.timers.tick_s, self._tick)
+        self.watch.after = Faults(scenario, self).after_event
+
+    # ── a run: faults on, then off until all is quiet ────────────────────────────────────────────────────────────────
+
+    def run(self, faults_s: float, calm_s: float) -> None:
+        """Run `faults_s` with faults and until all requests came, then without; all must be quiet within `calm_s`."""
+        self.loop.run(faults_s)
+        while self._num_to_come:
+            self.loop.run(self.loop.now + self.scenario.timers.tick_s)
+        self.calm_down()
+        self.run_until_quiet(calm_s)
+
+    def calm_down(self) -> None:
+        """From now on nothing new goes wrong, and the operator wants every node to do everything."""
+        link = self.scenario.costs.link
+        self.watch.after = lambda address, event: None
+        self.place.dice = Dice()
+        self.place.links.delays = Delays(link.message_s, reorder=self.place.links.delays.reorder)
+        alive = [host for host in self.alive() if not host.is_doomed]
+        mixes = tuple(mix_of("mixed", host.plan.prefill_tokens_per_step, host.plan.max_decode_rows) for host in alive)
+        if Fault.MIX in self.scenario.faults:
+            self.tell(SCHEDULER, Overridden(tuple(host.node for host in alive), mixes))
+
+    def run_until_quiet(self, limit_s: float) -> None:
+        """Raises AssertionError, with what is not quiet, when `limit_s` is not enough."""
+        end = self.loop.now + limit_s
+        while noise := self.noise():
+            assert self.loop.now < end, f"not quiet {limit_s:g} s after the last fault: {noise}"
+            self.loop.run(self.loop.now + self.scenario.timers.tick_s)
+
+    def noise(self) -> list[str]:
+        """What still goes on."""
+        found = [
+            f"{door.streams.num_open} streams at {gateway}"
+            for gateway, door in self.doors.items()
+            if door.streams.num_open
+        ]
+        if self._num_to_come:
+            found.append(f"{self._num_to_come} arrivals and joins to come")
+        if self._severing or self.place.links.num_under_way:
+            found.append(
+                f"{self.place.links.num_under_way} messages under way, {len(self._severing)} links being severed"
+            )
+        if not self.scheduler.is_idle():
+            found.append("the scheduler")
+        found += [host.node for host in self.alive() if not host.is_quiet or host.is_doomed]
+        return found
+
+    # ── what the dice may break ──────────────────────────────────────────────────────────────────────────────────────
+
+    def alive(self) -> list[Host]:
+        """Nodes whose process runs."""
+        return [host for host in self.place.hosts.values() if not host.is_dead]
+
+    def any_open(self, chance: Random) -> RequestId | None:
+        """One of the requests that have not ended."""
+        requests = [
+            request for door in self.doors.values() for request, answer in door.answers.items() if answer.ended is None
+        ]
+        return chance.choice(requests) if requests else None
+
+    def cancel(self, request: RequestId) -> None:
+        """Its client leaves."""
+        for door in self.doors.values():
+            if request in door.answers and door.answers[request].ended is None:
+                self.watch.happened(Fault.CANCEL)
+                door.cancel(request)
+
+    def end_node(self, host: Host, dies_in_s: float, known_in_s: float) -> None:
+        """A process ends, the others hear of it, each in its own time, and later a new incarnation joins."""
+        host.is_doomed = True
+        dead_s, chance = self.scenario.timers.dead_s, self.loop.chance
+        self._num_to_come += 1
+        self.loop.after(dies_in_s, self._die, host)
+        self.loop.after(known_in_s, self.tell, SCHEDULER, NodeLost(host.node, "its process ended"))
+        for survivor in self.alive():
+            if survivor is not host:
+                self.loop.after(known_in_s + dead_s * chance.random(), self._lose_peer, survivor, host.node)
+        joins_in_s = max(dies_in_s, known_in_s) + chance.choice((0.1, 2.0)) * dead_s * chance.random()
+        self.loop.after(joins_in_s, self._join_again, host)
+
+    def sever(self, one: Host, other: Host) -> None:
+        """Cut the link between two nodes; both are told, each in its own time, and talk again from there."""
+        pair = frozenset((one.node, other.node))
+        if pair in self._severing:
+            return
+        self.watch.happened(Fault.SEVER)
+        self._severing.add(pair)
+        self.place.links.cut(one.node, other.node)
+        limit_s, chance = self.scenario.timers.dead_s, self.loop.chance
+        told_in_s = [limit_s * chance.random(), limit_s * chance.random()]
+        self.loop.after(told_in_s[0], self._lose_peer, one, other.node)
+        self.loop.after(told_in_s[1], self._lose_peer, other, one.node)
+        self.loop.after(max(told_in_s), self._severing.discard, pair)
+
+    def tell(self, to: Address, event: Event) -> None:
+        """An event from inside the process that hosts the scheduler: supervisor or operator."""
+        self._deliver(to, event)
+
+    # ── shells ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _deliver(self, to: Address, event: Event) -> None:
+        if to == SCHEDULER:
+            self._schedule(event)  # type: ignore[arg-type]
+        elif to in self.doors:
+            self.doors[GatewayId(to)].take(event)  # type: ignore[arg-type]
+        else:
+            self.place.hosts[NodeId(to)].take(event)  # type: ignore[arg-type]
+
+    def _schedule(self, event: SchedulerEvent) -> None:
+        note_scheduler_hits(self.watch, self.scheduler, event)
+        for command in self.scheduler.handle(event, self.loop.now):
+            assert isinstance(command, Tell), f"the scheduler may only tell: {command}"
+            self.place.links.send(SCHEDULER, command.to, command.event)
+        self._num_taken += 1
+        if self._num_taken % CHECK_EVERY == 0:
+            self.scheduler.check()
+        self.watch.taken(self.loop.now, SCHEDULER, event)
+
+    def _tick(self) -> None:
+        self._schedule(Tick())
+        self.loop.after(self.scenario.timers.tick_s, self._tick)
+
+    def _arrive(self, arrival: Arrival) -> None:
+        self._num_to_come -= 1
+        self.doors[arrival.gateway].arrive(arrival)
+
+    def _join(self, plan: NodePlan, incarnation: int) -> None:
+        scenario, node = self.scenario, NodeId(f"{plan.name}@{incarnation}")
+        mix = mix_of(plan.role, plan.prefill_tokens_per_step, plan.max_decode_rows)
+        config = NodeConfig(
+            scenario.layout,
+            scenario.kv,
+            plan.num_blocks,
+            scenario.max_model_len,
+            EOS_TOKEN_IDS,
+            mix,
+            plan.max_steps_in_flight,
+            scenario.timers,
+        )
+        host = self.place.hosts[node] = Host(node, plan, config, self.place)
+        host.start_ticking(scenario.timers.tick_s)
+        spec = NodeSpec(scenario.layout, scenario.kv, plan.num_blocks, scenario.max_model_len, mix)
+        self.tell(SCHEDULER, NodeJoined(node, spec))
+
+    def _join_again(self, host: Host) -> None:
+        self._num_to_come -= 1
+        self._join(host.plan, int(host.node.rpartition("@")[2]) + 1)
+
+    def _die(self, host: Host) -> None:
+        host.end()
+        self.place.links.end(host.node)
+
+    def _lose_peer(self, host: Host, peer: NodeId) -> None:
+        """One end learns that it has lost the other; its host lets go of the link before its machine hears of it."""
+        if not host.is_dead:
+            self.place.links.tell_lost(host.node, peer)
+            host.take(PeerLost(peer))
+
+
+def _scheduler_config(scenario: Scenario) -> SchedulerConfig:
+    expected = 1 if scenario.overcommit else 64
+    return SchedulerConfig(expected_output_tokens=expected, timers=scenario.timers)

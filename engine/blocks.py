@@ -1,0 +1,172 @@
+"""The ids of a node's KV blocks: who holds them, in which generation, and what content can be shared. Pure."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from core.lifecycle import BlockState
+from core.stats import BlockCounts
+
+_SHAREABLE = frozenset({BlockState.CACHED, BlockState.SEALED, BlockState.IN_USE})
+_HELD_EMPTY = frozenset({BlockState.FREE, BlockState.CACHED})
+
+
+class BlockPool:
+    """Hands out block ids of one node; its two machines share it.
+
+    Owns: state, reference count, generation, digest and content key of every block.
+    Invariant: references are 0 exactly in FREE and CACHED; a block that may still be written by a step or a fetch is
+    held (FILLING, RECEIVING or QUARANTINED) by the attempt that started it, so nobody else can get it.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._state = [BlockState.FREE] * num_blocks
+        self._refs = [0] * num_blocks
+        self._generation = [0] * num_blocks
+        self._digest: list[bytes] = [b""] * num_blocks
+        self._key: dict[int, bytes] = {}
+        self._by_key: dict[bytes, int] = {}
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._count = dict.fromkeys(BlockState, 0)
+        self._count[BlockState.FREE] = num_blocks
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` could hand out now: free ones, and cached ones that it may evict."""
+        return len(self._free) + len(self._cached)
+
+    def generations(self, blocks: Iterable[int]) -> tuple[int, ...]:
+        """The present generation of each block."""
+        return tuple(self._generation[block] for block in blocks)
+
+    def digests(self, blocks: Iterable[int]) -> tuple[bytes, ...]:
+        """The digest of each block, as it was sealed."""
+        return tuple(self._digest[block] for block in blocks)
+
+    def state(self, block: int) -> BlockState:
+        """The state of one block."""
+        return self._state[block]
+
+    def counts(self) -> BlockCounts:
+        """All blocks by state."""
+        counts = {state.value: number for state, number in self._count.items()}
+        return BlockCounts(capacity=self.num_blocks, **counts)
+
+    # ── getting and giving back ──────────────────────────────────────────────────────────────────────────────────────
+
+    def allocate(self, number: int, state: BlockState) -> tuple[int, ...] | None:
+        """`number` blocks of a new generation, in FILLING, RESERVED or IN_USE; None, and nothing changed, when full."""
+        if number > self.num_available:
+            return None
+        return tuple(self._take(state) for _ in range(number))
+
+    def share(self, keys: Sequence[bytes]) -> tuple[int, ...]:
+        """The longest run of blocks with these content keys from the first on; each gets one more reference."""
+        found = []
+        for key in keys:
+            block = self._by_key.get(key)
+            if block is None or self._state[block] not in _SHAREABLE:
+                break
+            if self._state[block] is BlockState.CACHED:
+                del self._cached[block]
+                self._move(block, BlockState.SEALED)
+            self._refs[block] += 1
+            found.append(block)
+        return tuple(found)
+
+    def free(self, blocks: Iterable[int]) -> None:
+        """Give back one reference to each; without owners a block is cached if its content has a key, else free.
+
+        Legal only when no step and no fetch of this owner can touch them any more.
+        """
+        for block in blocks:
+            assert self._refs[block] > 0, f"block {block} is freed without an owner"
+            self._refs[block] -= 1
+            if self._refs[block] == 0:
+                self._retire(block)
+
+    # ── what becomes of a block while it is held ─────────────────────────────────────────────────────────────────────
+
+    def seal(self, block: int, digest: bytes, key: bytes | None) -> None:
+        """The block is complete: its bytes will not change until it is freed. With a key, its content can be shared."""
+        assert self._state[block] is BlockState.FILLING, f"block {block} is sealed in {self._state[block]}"
+        self._move(block, BlockState.SEALED)
+        self._publish(block, digest, key)
+
+    def receive(self, blocks: Iterable[int]) -> None:
+        """A fetch may write these from now on."""
+        for block in blocks:
+            assert self._state[block] is BlockState.RESERVED, f"block {block} receives in {self._state[block]}"
+            self._move(block, BlockState.RECEIVING)
+
+    def commit(self, block: int, digest: bytes, key: bytes | None) -> None:
+        """The fetched bytes are proven: the block may be read."""
+        assert self._state[block] is BlockState.RECEIVING, f"block {block} is committed in {self._state[block]}"
+        self._move(block, BlockState.IN_USE)
+        self._publish(block, digest, key)
+
+    def adopt(self, blocks: Iterable[int]) -> None:
+        """Prefilled here, decoded here."""
+        for block in blocks:
+            if self._state[block] in (BlockState.FILLING, BlockState.SEALED):
+                self._move(block, BlockState.IN_USE)
+
+    def quarantine(self, blocks: Iterable[int]) -> None:
+        """Their attempt is over, and a step or a fetch may still touch them; shared ones stay as they are."""
+        for block in blocks:
+            if self._refs[block] == 1:
+                if self._state[block] in (BlockState.FILLING, BlockState.RECEIVING, BlockState.RESERVED):
+                    self._forget(block)
+                self._move(block, BlockState.QUARANTINED)
+
+    def check(self) -> None:
+        """Asserts the invariants over all blocks."""
+        for block, state in enumerate(self._state):
+            assert (self._refs[block] == 0) == (state in _HELD_EMPTY), f"block {block}: {self._refs[block]} in {state}"
+            assert (state is BlockState.CACHED) == (block in self._cached), f"block {block} in {state}"
+        assert sorted(self._free) == [b for b, s in enumerate(self._state) if s is BlockState.FREE], "free list"
+        for state in BlockState:
+            assert self._count[state] == self._state.count(state), f"count of {state}"
+        assert self._by_key == {key: block for block, key in self._key.items()}, "content keys"
+
+    def num_references(self) -> int:
+        """All references together; its owners' tables must add up to this."""
+        return sum(self._refs)
+
+    def _take(self, state: BlockState) -> int:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+        self._move(block, state)
+        self._refs[block] = 1
+        self._generation[block] += 1
+        return block
+
+    def _retire(self, block: int) -> None:
+        if block in self._key:
+            self._move(block, BlockState.CACHED)
+            self._cached[block] = None
+        else:
+            self._move(block, BlockState.FREE)
+            self._free.append(block)
+
+    def _publish(self, block: int, digest: bytes, key: bytes | None) -> None:
+        self._digest[block] = digest
+        if key is not None and key not in self._by_key:
+            self._by_key[key] = block
+            self._key[block] = key
+
+    def _forget(self, block: int) -> None:
+        key = self._key.pop(block, None)
+        if key is not None:
+            del self._by_key[key]
+
+    def _move(self, block: int, state: BlockState) -> None:
+        self._count[self._state[block]] -= 1
+        self._count[state] += 1
+        self._state[block] = state

@@ -1,0 +1,194 @@
+"""What a Hugging Face folder holds, by reading headers only: tensors, their shards and a digest. Imports no torch."""
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import ConfigError
+from engine.hf_config import ModelConfig, read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Weight types that can be converted, by the name safetensors gives them, and their bytes."""
+
+_MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit. Source: safetensors format description."""
+_SAMPLE_BYTES = 4096
+_NUM_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor as a shard's header describes it; `start` and `end` count from the shard's first data byte."""
+
+    name: str
+    shard: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All tensors of a folder, sorted by name."""
+
+    folder: Path
+    shards: tuple[Path, ...]
+    tensors: dict[str, TensorEntry]
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Find the shards and read their headers. Raises ConfigError naming each that is missing, cut or malformed."""
+    shards, promised = _shards(folder)
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise ConfigError([f"shard {shard} is named in {INDEX} and missing; fetch it again" for shard in missing])
+    tensors: dict[str, TensorEntry] = {}
+    for shard in shards:
+        tensors.update(_read_header(shard))
+    absent = sorted(name for name, shard in promised.items() if name not in tensors or tensors[name].shard != shard)
+    if absent:
+        files = {name: promised[name].name for name in absent}
+        index = folder / INDEX
+        raise ConfigError([f"{index}: tensor {name} is not in {files[name]}; fetch both again" for name in absent])
+    return Checkpoint(folder, shards, dict(sorted(tensors.items())))
+
+
+def _shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    """The shards, and which of them the index promises each tensor in (empty without an index)."""
+    if (folder / INDEX).exists():
+        promised = _read_index(folder)
+        return tuple(sorted(set(promised.values()))), promised
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,), {}
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        found = f"{folder} holds pickled weights only ({', '.join(pickles[:3])})"
+        advice = "convert them with transformers' save_pretrained"
+        raise ConfigError([f"{found}; unpickling runs code, so they are refused: {advice}"])
+    advice = "fetch them, or use load format 'dummy'"
+    raise ConfigError([f"{folder} holds no weights: neither {SINGLE} nor {INDEX}; {advice}"])
+
+
+def _read_index(folder: Path) -> dict[str, Path]:
+    index = folder / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(s, str) for s in weight_map.values()):
+        raise ConfigError([f"{index}: weight_map must map tensor names to files; fetch the file again"])
+    outside = sorted({shard for shard in weight_map.values() if Path(shard).name != shard})
+    if outside:
+        raise ConfigError([f"{index}: shard {shard!r} is not a plain file name; fetch it again" for shard in outside])
+    return {name: folder / shard for name, shard in weight_map.items()}
+
+
+def _read_header(shard: Path) -> dict[str, TensorEntry]:
+    """The tensors of one shard. Source: safetensors format: u64 header length, JSON header, data."""
+    try:
+        with shard.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError(f"header of {length} bytes")
+            header = json.loads(file.read(length))
+        entries = {name: _entry(name, shard, field) for name, field in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ConfigError([f"shard {shard} is not a safetensors file ({error}); fetch it again"]) from error
+    expected = 8 + length + max((entry.end for entry in entries.values()), default=0)
+    if (actual := shard.stat().st_size) != expected:
+        sizes = f"has {actual} bytes and its header says {expected}"
+        raise ConfigError([f"shard {shard} {sizes}; it is cut short or damaged, fetch it again"])
+    return entries
+
+
+def _entry(name: str, shard: Path, field: dict[str, list[int]]) -> TensorEntry:
+    start, end = map(int, field["data_offsets"])
+    return TensorEntry(name, shard, str(field["dtype"]), tuple(map(int, field["shape"])), start, end)
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that this model reads, by its Hugging Face name, with its shape."""
+    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_heads * dim, config.num_kv_heads * dim
+    shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (hidden,)}
+    shapes["model.embed_tokens.weight"] = (config.vocab_size, hidden)
+    if not config.tied_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    linears = {
+        "self_attn.q_proj": (q, hidden, config.qkv_bias),
+        "self_attn.k_proj": (kv, hidden, config.qkv_bias),
+        "self_attn.v_proj": (kv, hidden, config.qkv_bias),
+        "self_attn.o_proj": (hidden, q, config.out_bias),
+        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
+        "mlp.up_proj": (inner, hidden, config.mlp_bias),
+        "mlp.down_proj": (hidden, inner, config.mlp_bias),
+    }
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if config.qk_norm:
+        norms |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}{name}.weight": (size,) for name, size in norms.items()}
+        for name, (rows, columns, bias) in linears.items():
+            shapes[f"{prefix}{name}.weight"] = (rows, columns)
+            if bias:
+                shapes[f"{prefix}{name}.bias"] = (rows,)
+    return shapes
+
+
+def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Compare names, shapes and types with what the config asks for. Raises ConfigError naming all that differ."""
+    expected = expected_tensors(config)
+    found = [_difference(checkpoint, name, shape) for name, shape in expected.items()]
+    problems = [problem for problem in found if problem]
+    problems += [
+        f"{entry.shard}: tensor {name} is unknown to a {config.family} model; computing without it would be wrong"
+        for name, entry in checkpoint.tensors.items()
+        if name not in expected and not _ignorable(name, config)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _difference(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> str:
+    entry = checkpoint.tensors.get(name)
+    if entry is None:
+        return f"{checkpoint.folder}: tensor {name} {shape} is missing; config.json and weights do not fit"
+    if entry.shape != shape:
+        return f"{entry.shard}: tensor {name} has shape {entry.shape} and config.json asks for {shape}"
+    if entry.dtype not in DTYPES:
+        return f"{entry.shard}: tensor {name} has type {entry.dtype}; supported are {', '.join(DTYPES)}"
+    size, needed = entry.end - entry.start, math.prod(shape) * DTYPES[entry.dtype]
+    return f"{entry.shard}: tensor {name} has {size} bytes and its shape needs {needed}" if size != needed else ""
+
+
+def _ignorable(name: str, config: ModelConfig) -> bool:
+    """Tensors that some tools write and no model needs: stored frequencies, and the second copy of tied embeddings."""
+    return name.endswith("rotary_emb.inv_freq") or (config.tied_embeddings and name == "lm_head.weight")
+
+
+def checkpoint_digest(checkpoint: Checkpoint) -> str:
+    """Names the weights without reading them all: config, tensor names, shapes and types, and samples of each shard.
+
+    Reads at most 256 KiB a shard. It tells different checkpoints apart; it does not prove that no byte was changed.
+    """
+    digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
+    for entry in checkpoint.tensors.values():
+        digest.update(repr((entry.name, entry.dtype, entry.shape)).encode())
+    for shard in checkpoint.shards:
+        digest.update(_samples(shard))
+    return digest.hexdigest()
+
+
+def _samples(shard: Path) -> bytes:
+    size = shard.stat().st_size
+    stride = max(_SAMPLE_BYTES, size // _NUM_SAMPLES)
+    with shard.open("rb") as file:
+        samples = []
+        for offset in range(0, size, stride):
+            file.seek(offset)
+            samples.append(file.read(_SAMPLE_BYTES))
+    return size.to_bytes(8, "little") + b"".join(samples)

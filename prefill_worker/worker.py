@@ -1,0 +1,326 @@
+"""The prefill machine of one node: queues, computes in chunks, offers what is sealed, lends until released."""
+
+from core.commands import Command, Emit, Lend, Revoke, Tell
+from core.events import (
+    AttemptEnd,
+    AttemptFinished,
+    ClaimAnswered,
+    Claimed,
+    Fenced,
+    LeaseReleased,
+    LeasesRenewed,
+    Lent,
+    Offered,
+    PrefillDone,
+    PrefillEvent,
+    Sealed,
+    Submitted,
+    TokensEmitted,
+)
+from core.finish import finish_reason
+from core.ids import SCHEDULER, AttemptId, NodeId
+from core.kv import KVHandle, num_blocks
+from core.lifecycle import PrefillState
+from core.mix import Mix
+from core.request import num_packed
+from core.stats import Timing
+from core.step import RowJoin, StepResult
+from engine.blocks import BlockPool
+from prefill_worker.batching import Prefill, PrefillRows, allocate, plan_chunk, prefill_of, unplanned
+from prefill_worker.config import PrefillConfig
+from prefill_worker.leases import LeaseBook
+
+
+class PrefillWorker:
+    """Decides for all attempts that this node prefills.
+
+    Owns: their queue, their block tables until handed over, and the lease book.
+    Invariant: blocks go back only when no step can write them and no claimed lease lets a reader copy them.
+    """
+
+    def __init__(self, config: PrefillConfig, pool: BlockPool) -> None:
+        self._config = config
+        self._pool = pool
+        self._attempts: dict[AttemptId, Prefill] = {}
+        self._in_step: dict[int, list[tuple[Prefill, int, tuple[int, ...]]]] = {}
+        self._finished_step = -1
+        self._left: list[AttemptId] = []
+        self._adopted: list[tuple[Prefill, PrefillDone]] = []
+        self.leases = LeaseBook(config.timers.lease_s)
+        self.num_dropped_events = 0
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def knows(self, attempt: AttemptId) -> bool:
+        """Whether this attempt is here and not gone."""
+        return attempt in self._attempts
+
+    def state_of(self, attempt: AttemptId) -> PrefillState:
+        """The state of an attempt; GONE where it was never met."""
+        prefill = self._attempts.get(attempt)
+        return prefill.state if prefill else PrefillState.GONE
+
+    @property
+    def attempts(self) -> tuple[AttemptId, ...]:
+        """All attempts that are not gone, oldest first."""
+        return tuple(self._attempts)
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Prompt tokens not yet computed."""
+        return sum(p.num_tokens - p.num_computed for p in self._attempts.values() if p.end is None)
+
+    @property
+    def num_prefilling(self) -> int:
+        """Attempts whose prompt is being computed."""
+        return sum(p.state is PrefillState.PREFILLING for p in self._attempts.values())
+
+    def tables(self) -> list[tuple[int, ...]]:
+        """The block tables held here."""
+        return [prefill.table for prefill in self._attempts.values()]
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def handle(self, event: PrefillEvent, mix: Mix, now: float) -> list[Command]:
+        """One event of this machine's own."""
+        match event:
+            case Submitted():
+                return self._on_submitted(event, mix, now)
+            case Claimed(attempt, reader):
+                return self._on_claimed(attempt, reader)
+            case Lent(attempt, reader):
+                return self._on_lent(attempt, reader)
+            case LeasesRenewed(reader, attempts):
+                for attempt in attempts:
+                    self.leases.renew(attempt, reader, now)
+            case LeaseReleased(attempt, reader):
+                return self._on_released(attempt, reader)
+            case Fenced(attempt, reader):
+                return self._on_fenced(attempt, reader)
+        return []
+
+    def drop(self, attempt: AttemptId) -> list[Command]:
+        """Give an attempt up, in whatever state it is."""
+        prefill = self._attempts[attempt]
+        self.leases.revoke_unclaimed(attempt)
+        return self._end(prefill, AttemptEnd.DROPPED)
+
+    def lose_peer(self, node: NodeId) -> list[Command]:
+        """A decode node is gone: what was lent to it is fenced, what it has not got is lost."""
+        commands: list[Command] = []
+        for prefill in [p for p in self._attempts.values() if p.asked.decode_node == node]:
+            handed_off = prefill.state is PrefillState.CLAIMED
+            self.leases.revoke_unclaimed(prefill.id)
+            lease = self.leases.of(prefill.id)
+            if lease is not None and not lease.is_fencing:
+                lease.is_fencing = True
+                commands.append(Revoke(prefill.id, node))
+            commands += self._end(prefill, AttemptEnd.HANDED_OFF if handed_off else AttemptEnd.KV_LOST)
+        return commands
+
+    def finish_step(self, result: StepResult, now: float) -> list[Command]:
+        """A step is over: what it sealed is offered, a finished prompt's first token goes to its client."""
+        self._finished_step = result.step
+        tokens = dict(zip(result.attempts, result.token_ids, strict=True))
+        digests = dict(zip(result.sealed, result.digests, strict=True))
+        commands: list[Command] = []
+        for prefill, num_tokens, sealed in self._in_step.pop(result.step, ()):
+            if prefill.end is not None:
+                commands += self._settle(prefill)
+                continue
+            prefill.num_computed += num_tokens
+            self._seal(prefill, sealed, digests)
+            token = tokens[prefill.id] if prefill.is_done else None
+            commands += self._advance(prefill, token, now)
+        return commands
+
+    def fail_step(self, step: int) -> list[Command]:
+        """The executor could not run it: nothing that it touched may be used."""
+        self._finished_step = step
+        commands: list[Command] = []
+        for prefill, _, _ in self._in_step.pop(step, ()):
+            self.leases.revoke_unclaimed(prefill.id)
+            commands += self._end(prefill, AttemptEnd.STEP_FAILED)
+        return commands
+
+    def tick(self, now: float) -> list[Command]:
+        """Leases that nobody renewed or claimed end here, whatever else goes on."""
+        commands: list[Command] = []
+        for attempt in self.leases.expired(now):
+            self.leases.end(attempt)
+            commands += self._end(self._attempts[attempt], AttemptEnd.KV_LOST)
+        return commands
+
+    # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def next_rows(self, budget_tokens: int, step: int, now: float) -> PrefillRows:
+        """Take up to `budget_tokens` prompt tokens into step number `step`: oldest first, then start queued ones."""
+        rows = PrefillRows()
+        for prefill in unplanned(self._attempts.values()):
+            budget_tokens -= self._add_row(rows, prefill, budget_tokens, step)
+            if budget_tokens == 0:
+                return rows
+        for prefill in [p for p in self._attempts.values() if p.state is PrefillState.QUEUED]:
+            if budget_tokens == 0 or not allocate(prefill, self._pool, self._config.block_size):
+                break
+            prefill.state, prefill.started_at = PrefillState.PREFILLING, now
+            rows.joined.append(self._join(prefill))
+            budget_tokens -= self._add_row(rows, prefill, budget_tokens, step)
+        return rows
+
+    def take_left(self) -> tuple[AttemptId, ...]:
+        """Rows that the executor may forget, once."""
+        left, self._left = tuple(self._left), []
+        return left
+
+    def take_adopted(self) -> list[tuple[Prefill, PrefillDone]]:
+        """Attempts that this node's own decode machine takes over, once."""
+        adopted, self._adopted = self._adopted, []
+        return adopted
+
+    def _add_row(self, rows: PrefillRows, prefill: Prefill, budget_tokens: int, step: int) -> int:
+        num_tokens = min(budget_tokens, prefill.num_tokens - prefill.num_planned)
+        sealed = plan_chunk(prefill, num_tokens, self._config.block_size, self._is_kept(prefill))
+        prefill.last_step = step
+        rows.attempts.append(prefill.id)
+        rows.num_tokens.append(num_tokens)
+        rows.seal.extend(sealed)
+        self._in_step.setdefault(step, []).append((prefill, num_tokens, sealed))
+        return num_tokens
+
+    def _join(self, prefill: Prefill) -> RowJoin:
+        request = prefill.asked.request
+        return RowJoin(
+            prefill.id,
+            request.token_ids + prefill.asked.log,
+            prefill.num_computed,
+            request.sampling,
+            prefill.table,
+            self._pool.generations(prefill.table),
+        )
+
+    def _is_kept(self, prefill: Prefill) -> bool:
+        return prefill.asked.decode_node == self._config.node
+
+    # ── submitted, claimed, released ─────────────────────────────────────────────────────────────────────────────────
+
+    def _on_submitted(self, event: Submitted, mix: Mix, now: float) -> list[Command]:
+        if event.attempt in self._attempts:
+            self.num_dropped_events += 1
+            return []
+        prefill = prefill_of(event, now)
+        fits = num_blocks(prefill.num_tokens, self._config.block_size) <= self._pool.num_blocks
+        if not mix.accepts_prefill or not fits or len(self._attempts) >= self._config.max_queued:
+            return [self._report(event.attempt, AttemptEnd.REFUSED)]
+        self._attempts[event.attempt] = prefill
+        return []
+
+    def _on_claimed(self, attempt: AttemptId, reader: NodeId) -> list[Command]:
+        prefill = self._attempts.get(attempt)
+        if prefill is None or prefill.end is not None or not self.leases.claim(attempt, reader):
+            self.num_dropped_events += prefill is None
+            return [Tell(reader, ClaimAnswered(attempt, self._config.node, granted=False))]
+        if prefill.state is PrefillState.OFFERED:
+            prefill.state = PrefillState.CLAIMED
+        return [Lend(attempt, reader)]
+
+    def _on_lent(self, attempt: AttemptId, reader: NodeId) -> list[Command]:
+        lease = self.leases.of(attempt)
+        if lease is None or lease.reader != reader or lease.is_fencing:
+            self.num_dropped_events += 1
+            return []
+        return [Tell(reader, ClaimAnswered(attempt, self._config.node, granted=True))]
+
+    def _on_released(self, attempt: AttemptId, reader: NodeId) -> list[Command]:
+        lease, prefill = self.leases.of(attempt), self._attempts.get(attempt)
+        if lease is None or prefill is None or lease.reader != reader:
+            self.num_dropped_events += 1
+            return []
+        self.leases.end(attempt)
+        return self._end(prefill, AttemptEnd.HANDED_OFF if prefill.is_done else AttemptEnd.KV_LOST)
+
+    def _on_fenced(self, attempt: AttemptId, reader: NodeId) -> list[Command]:
+        lease, prefill = self.leases.of(attempt), self._attempts.get(attempt)
+        if lease is None or prefill is None or not lease.is_fencing or lease.reader != reader:
+            self.num_dropped_events += 1
+            return []
+        self.leases.end(attempt)
+        return self._settle(prefill)
+
+    # ── a step's fruit ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _seal(self, prefill: Prefill, blocks: tuple[int, ...], digests: dict[int, bytes]) -> None:
+        keys = prefill.asked.request.prompt.block_keys
+        for index, block in enumerate(blocks, prefill.num_sealed):
+            self._pool.seal(block, digests[block], keys[index] if index < len(keys) else None)
+        prefill.num_sealed += len(blocks)
+
+    def _advance(self, prefill: Prefill, token: int | None, now: float) -> list[Command]:
+        """Offer what is new, and where the prompt is done, emit its token and pass the attempt on."""
+        done = None if token is None else self._done(prefill, token, now)
+        if done is None:
+            return [] if self._is_kept(prefill) else self._offer(prefill, None, now)
+        request, index = prefill.asked.request, num_packed(prefill.asked.log)
+        finish = finish_reason(done.token_id, index + 1, request.sampling, self._config.eos_token_ids)
+        timing = done.timing if finish else None
+        emitted = TokensEmitted((prefill.id,), (index,), (done.token_id,), (finish,), (timing,))
+        commands: list[Command] = [Emit(prefill.asked.gateway, emitted)]
+        if finish:
+            self.leases.revoke_unclaimed(prefill.id)
+            return commands + self._end(prefill, AttemptEnd.FINISHED)
+        if self._is_kept(prefill):
+            del self._attempts[prefill.id]
+            self._adopted.append((prefill, done))
+            return commands
+        commands += self._offer(prefill, done, now)
+        prefill.state = PrefillState.CLAIMED if self.leases.is_claimed(prefill.id) else PrefillState.OFFERED
+        self._left.append(prefill.id)
+        return commands
+
+    def _done(self, prefill: Prefill, token: int, now: float) -> PrefillDone:
+        timing = Timing(
+            admit_s=prefill.asked.admit_s,
+            queue_prefill_s=prefill.started_at - prefill.submitted_at,
+            prefill_s=now - prefill.started_at,
+        )
+        return PrefillDone(prefill.num_tokens, token, timing)
+
+    def _offer(self, prefill: Prefill, done: PrefillDone | None, now: float) -> list[Command]:
+        """Tell the decode node what it does not know of yet: everything with the first message, then what is new."""
+        asked, first = prefill.asked, prefill.num_offered
+        if prefill.num_sealed == first:
+            return []
+        blocks = prefill.table[first : prefill.num_sealed]
+        prefill.num_offered = prefill.num_sealed
+        generations, digests = self._pool.generations(blocks), self._pool.digests(blocks)
+        handle = KVHandle(prefill.id, self._config.node, self._config.layout, first, blocks, generations, digests)
+        if self.leases.of(prefill.id) is not None:
+            return [Tell(asked.decode_node, Sealed(prefill.id, handle, done))]
+        self.leases.grant(prefill.id, asked.decode_node, now)
+        offer = Offered(prefill.id, asked.request, asked.log, asked.gateway, handle, done, asked.num_preemptions)
+        return [Tell(asked.decode_node, offer)]
+
+    # ── ending ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _end(self, prefill: Prefill, end: AttemptEnd) -> list[Command]:
+        if prefill.end is None:
+            prefill.end = end
+        return self._settle(prefill)
+
+    def _settle(self, prefill: Prefill) -> list[Command]:
+        """Give the blocks back and report, or wait in ENDING for the step or the claimed lease that holds them."""
+        if prefill.end is None:
+            return []
+        in_step = prefill.last_step > self._finished_step
+        if in_step or self.leases.of(prefill.id) is not None:
+            if in_step and prefill.state is not PrefillState.ENDING:
+                self._pool.quarantine(prefill.table)
+            prefill.state = PrefillState.ENDING
+            return []
+        self._pool.free(prefill.table)
+        del self._attempts[prefill.id]
+        self._left.append(prefill.id)
+        return [self._report(prefill.id, prefill.end)]
+
+    def _report(self, attempt: AttemptId, end: AttemptEnd) -> Tell:
+        return Tell(SCHEDULER, AttemptFinished(attempt, self._config.node, end))

@@ -1,0 +1,81 @@
+"""The requests that the scheduler has not seen the end of, and the queue of those that wait for a route."""
+
+from bisect import insort
+from dataclasses import dataclass, field
+
+from core.errors import ErrorInfo
+from core.ids import AttemptId, GatewayId, NodeId, attempt_id
+from core.lifecycle import RequestState
+from core.request import Request, num_packed
+
+
+@dataclass(slots=True)
+class Flight:
+    """One request. `log` is what the gateway has delivered; `attempt` the current try, None while it waits.
+
+    `num_tries` counts failed tries, `num_losses` those that ended with a node, `num_preemptions` neither.
+    """
+
+    request: Request
+    gateway: GatewayId
+    arrived_at: float
+    state: RequestState = RequestState.WAITING
+    log: bytes = b""
+    attempt: AttemptId | None = None
+    next_number: int = 0
+    num_tries: int = 0
+    num_losses: int = 0
+    num_preemptions: int = 0
+    num_skipped: int = 0
+    waiting_since: float = 0.0
+    not_before: float = 0.0
+    resuming_since: float = 0.0
+    avoid: frozenset[NodeId] = frozenset()
+    error: ErrorInfo | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose KV an attempt has to compute: prompt and log."""
+        return self.request.prompt.num_tokens + num_packed(self.log)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be sampled."""
+        return self.request.sampling.max_tokens - num_packed(self.log)
+
+    def mint_attempt(self) -> AttemptId:
+        """The next try's name."""
+        self.attempt = attempt_id(self.request.id, self.next_number)
+        self.next_number += 1
+        return self.attempt
+
+
+@dataclass(slots=True)
+class WaitingQueue:
+    """Requests that wait for a route: higher priority first, then older first.
+
+    Owns: the order. A request is in it exactly while its state is WAITING.
+    """
+
+    num_tokens: int = 0
+    _order: list[tuple[int, float, int, Flight]] = field(default_factory=list)
+    _num_added: int = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, flight: Flight) -> None:
+        """Queue it by priority and age; one that resumes takes the place its age gives it."""
+        self._num_added += 1
+        insort(self._order, (-flight.request.priority, flight.arrived_at, self._num_added, flight), key=lambda e: e[:3])
+        self.num_tokens += flight.num_tokens
+
+    def remove(self, flight: Flight) -> None:
+        """Take it out."""
+        index = next(i for i, entry in enumerate(self._order) if entry[3] is flight)
+        del self._order[index]
+        self.num_tokens -= flight.num_tokens
+
+    def flights(self) -> list[Flight]:
+        """All, in order."""
+        return [entry[3] for entry in self._order]

@@ -1,0 +1,51 @@
+"""The fewest prompt tokens waiting per step budget, then the smallest share of blocks booked."""
+
+from collections.abc import Iterable
+
+from scheduler.policies.policy import Demand, Refusal, Route
+from scheduler.view import ClusterView, NodeView
+
+BUSY = Refusal("busy", "all blocks of the nodes that could take it are booked")
+
+
+class LeastLoaded:
+    """Sends a prompt where it starts soonest; decodes it there if that node decodes, else on the emptiest decode node."""
+
+    def route(self, demand: Demand, view: ClusterView, now: float) -> Route | Refusal:
+        """Nodes to avoid are tried last."""
+        prefills = [node for node in view.nodes.values() if node.mix.accepts_prefill]
+        decodes = [node for node in view.nodes.values() if node.mix.accepts_decode]
+        if not prefills or (demand.decodes and not decodes):
+            phase = "decode" if prefills else "prefill"
+            return Refusal("unavailable", f"no node accepts {phase} now")
+        for prefill in sorted(prefills, key=lambda node: _wait(node, demand)):
+            route = self._with(prefill, decodes, demand)
+            if route is not None:
+                return route
+        return BUSY
+
+    def _with(self, prefill: NodeView, decodes: Iterable[NodeView], demand: Demand) -> Route | None:
+        if not demand.decodes:
+            return Route(prefill.node, prefill.node) if prefill.num_unbooked >= demand.prefill_blocks else None
+        if prefill.mix.accepts_decode:
+            fits = prefill.num_unbooked >= max(demand.prefill_blocks, demand.decode_blocks)
+            return Route(prefill.node, prefill.node) if fits else None
+        if prefill.num_unbooked < demand.prefill_blocks:
+            return None
+        room = [
+            node
+            for node in decodes
+            if node.spec.layout == prefill.spec.layout and node.num_unbooked >= demand.decode_blocks
+        ]
+        if not room:
+            return None
+        return Route(prefill.node, min(room, key=lambda node: _fullness(node, demand)).node)
+
+
+def _wait(node: NodeView, demand: Demand) -> tuple[bool, float, float, str]:
+    steps = node.queued_tokens / max(node.mix.prefill_tokens_per_step, 1)
+    return node.node in demand.avoid, steps, node.share_booked, node.node
+
+
+def _fullness(node: NodeView, demand: Demand) -> tuple[bool, float, str]:
+    return node.node in demand.avoid, node.share_booked, node.node

@@ -1,0 +1,370 @@
+"""The global scheduler: one decision per request, both nodes at once, and every request's way to its end."""
+
+from collections import deque
+from typing import assert_never
+
+from core.commands import Command, Tell
+from core.errors import ErrorInfo
+from core.events import (
+    AttemptEnd,
+    AttemptFinished,
+    AttemptLost,
+    Dropped,
+    MixChanged,
+    NodeJoined,
+    NodeLost,
+    Overridden,
+    RequestArrived,
+    RequestCancelled,
+    RequestEnded,
+    RequestResumed,
+    SchedulerEvent,
+    StatsReported,
+    StreamEnded,
+    StreamSilent,
+    Submitted,
+    Tick,
+)
+from core.goodput import Outcome
+from core.ids import AttemptId, NodeId, RequestId, request_of
+from core.kv import num_blocks
+from core.lifecycle import RequestState
+from scheduler.config import SchedulerConfig
+from scheduler.flight import Flight, WaitingQueue
+from scheduler.policies.policy import Demand, Policy, Refusal, Route
+from scheduler.ratio import next_mixes
+from scheduler.view import Booking, ClusterView
+
+_NOT_A_TRY = frozenset({AttemptEnd.REFUSED, AttemptEnd.PREEMPTED})
+_HARMLESS = frozenset({AttemptEnd.FINISHED, AttemptEnd.HANDED_OFF, AttemptEnd.DROPPED})
+_ERROR_CODES = {AttemptEnd.KV_CORRUPT: "kv_corrupt", AttemptEnd.STEP_FAILED: "step_failed"}
+
+
+class Scheduler:
+    """Routes, retries and refuses.
+
+    Owns: every request from its arrival to its end, the queue, and (in the view) all credits and mixes.
+    Invariant: a request in ROUTED has one current attempt; the next one is made only after the gateway has fenced it.
+    """
+
+    def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
+        self.config = config
+        self.view = ClusterView()
+        self._policy = policy
+        self._flights: dict[RequestId, Flight] = {}
+        self._queue = WaitingQueue()
+        self._ending: dict[AttemptId, float] = {}
+        self._finished_at: deque[float] = deque(maxlen=64)
+        self.num_dropped_events = 0
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def state_of(self, request: RequestId) -> RequestState:
+        """The state of a request; ENDED where it is not known."""
+        flight = self._flights.get(request)
+        return flight.state if flight else RequestState.ENDED
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a route."""
+        return len(self._queue)
+
+    @property
+    def num_live(self) -> int:
+        """Requests that have not ended."""
+        return len(self._flights)
+
+    def is_idle(self) -> bool:
+        """Whether no request is live and all credits are back."""
+        return not self._flights and not self.view.num_booked_attempts
+
+    def check(self) -> None:
+        """Asserts the invariants."""
+        self.view.check()
+        waiting = [f for f in self._flights.values() if f.state is RequestState.WAITING]
+        queued = self._queue.flights()
+        assert len(queued) == len(waiting) and all(f.state is RequestState.WAITING for f in queued), "the queue"
+        assert self._queue.num_tokens == sum(f.num_tokens for f in queued), "queued tokens"
+        for flight in self._flights.values():
+            assert (flight.state is RequestState.ROUTED) == (flight.attempt is not None), f"{flight.request.id}"
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def handle(self, event: SchedulerEvent, now: float) -> list[Command]:
+        """Take one event; the commands are `Tell` only."""
+        commands = self._dispatch(event, now)
+        return commands + self._route_waiting(now)
+
+    def _dispatch(self, event: SchedulerEvent, now: float) -> list[Command]:
+        match event:
+            case RequestArrived():
+                return self._on_arrived(event, now)
+            case AttemptFinished():
+                return self._on_attempt_finished(event, now)
+            case RequestResumed(request, log):
+                return self._on_resumed(request, log, now)
+            case StreamEnded(request, outcome):
+                return self._on_stream_ended(request, outcome, now)
+            case RequestCancelled(request):
+                return self._on_cancelled(request)
+            case StreamSilent(request):
+                return self._on_silent(request, now)
+            case NodeJoined(node, spec):
+                self.view.join(node, spec, now)
+                return self._cover()
+            case NodeLost(node, why):
+                return self._on_node_lost(node, why, now)
+            case Overridden():
+                return self._on_overridden(event)
+            case StatsReported(node, stats):
+                if node in self.view.nodes:
+                    self.view.nodes[node].stats, self.view.nodes[node].stats_at = stats, now
+                return []
+            case Tick():
+                return self._on_tick(now)
+            case _:
+                assert_never(event)
+
+    def _on_arrived(self, event: RequestArrived, now: float) -> list[Command]:
+        flight = Flight(event.request, event.gateway, now, waiting_since=now)
+        if flight.request.id in self._flights:
+            self.num_dropped_events += 1
+            return []
+        refusal = self._refusal_at_the_door(flight)
+        if refusal is not None:
+            return [Tell(event.gateway, RequestEnded(event.request.id, Outcome.REFUSED, refusal))]
+        self._flights[flight.request.id] = flight
+        self._queue.add(flight)
+        return []
+
+    def _refusal_at_the_door(self, flight: Flight) -> ErrorInfo | None:
+        config, nodes = self.config, self.view.nodes.values()
+        if not any(n.mix.accepts_prefill for n in nodes) or not any(n.mix.accepts_decode for n in nodes):
+            return ErrorInfo("unavailable", "no node can take requests now", config.timers.dead_s)
+        limit = self.view.largest_pool_blocks
+        needed = self._num_blocks(flight.num_tokens + flight.num_left)
+        if needed > limit:
+            return ErrorInfo(
+                "request_too_large_for_cluster",
+                f"prompt and max_tokens need {needed} KV blocks; the largest node has {limit}",
+            )
+        if len(self._queue) >= config.max_queued_requests:
+            limit_text = f"the queue holds {config.max_queued_requests} requests already"
+            return ErrorInfo("overloaded", limit_text, self._retry_after_s())
+        if self._queue.num_tokens + flight.num_tokens > config.max_queued_tokens:
+            limit_text = f"the queue may hold {config.max_queued_tokens} prompt tokens"
+            return ErrorInfo("overloaded", limit_text, self._retry_after_s())
+        return None
+
+    def _on_attempt_finished(self, event: AttemptFinished, now: float) -> list[Command]:
+        if not self.view.release(event.attempt, event.node):
+            self.num_dropped_events += 1
+        flight = self._flights.get(request_of(event.attempt))
+        if flight is None or flight.attempt != event.attempt or event.end in _HARMLESS:
+            return []
+        if event.end is AttemptEnd.PREEMPTED:
+            flight.num_preemptions += 1
+        elif event.end not in _NOT_A_TRY:
+            flight.num_tries += 1
+            flight.avoid |= {event.node}
+            code = _ERROR_CODES.get(event.end, "worker_lost")
+            flight.error = ErrorInfo(code, f"the last of {flight.num_tries} attempts ended with {event.end.value}")
+        return self._lose_attempt(flight, now)
+
+    def _on_resumed(self, request: RequestId, log: bytes, now: float) -> list[Command]:
+        flight = self._flights.get(request)
+        if flight is None or flight.state is not RequestState.RESUMING:
+            self.num_dropped_events += 1
+            return []
+        flight.log = log
+        if flight.num_tries > self.config.max_retries or flight.num_losses > self.config.max_losses:
+            return self._end(flight, Outcome.FAILED, flight.error or ErrorInfo("worker_lost", "too many attempts"))
+        flight.state = RequestState.WAITING
+        flight.waiting_since = now
+        flight.not_before = now + self._backoff_s(flight)
+        self._queue.add(flight)
+        return []
+
+    def _on_stream_ended(self, request: RequestId, outcome: Outcome, now: float) -> list[Command]:
+        """A stream that ended by its nodes' own word needs no `Dropped`: their reports are on the way (see `Tick`)."""
+        flight = self._flights.get(request)
+        if flight is None:
+            self.num_dropped_events += 1
+            return []
+        attempt = flight.attempt
+        self._forget(flight)
+        if attempt is not None and self.view.nodes_of(attempt):
+            self._ending[attempt] = now
+        if outcome is Outcome.FINISHED:
+            self._finished_at.append(now)
+        return []
+
+    def _on_cancelled(self, request: RequestId) -> list[Command]:
+        flight = self._flights.get(request)
+        if flight is None:
+            self.num_dropped_events += 1
+            return []
+        attempt = flight.attempt
+        self._forget(flight)
+        return self._drop(attempt) if attempt else []
+
+    def _on_silent(self, request: RequestId, now: float) -> list[Command]:
+        flight = self._flights.get(request)
+        if flight is None or flight.state is not RequestState.ROUTED:
+            self.num_dropped_events += 1
+            return []
+        flight.num_tries += 1
+        flight.error = ErrorInfo("worker_lost", "no token came for too long")
+        return self._lose_attempt(flight, now)
+
+    # ── nodes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_node_lost(self, node: NodeId, why: str, now: float) -> list[Command]:
+        if node not in self.view.nodes:
+            self.num_dropped_events += 1
+            return []
+        commands: list[Command] = []
+        for attempt in self.view.lose(node):
+            flight = self._flights.get(request_of(attempt))
+            if flight is not None and flight.attempt == attempt:
+                flight.num_losses += 1
+                flight.error = ErrorInfo("worker_lost", f"a node was lost: {why}")
+                commands += self._lose_attempt(flight, now)
+        return self._cover() + commands
+
+    def _on_overridden(self, event: Overridden) -> list[Command]:
+        for node, mix in zip(event.nodes, event.mixes, strict=True):
+            if node in self.view.nodes:
+                self.view.nodes[node].base_mix = mix
+            else:
+                self.num_dropped_events += 1
+        return self._cover()
+
+    def _cover(self) -> list[Command]:
+        """Tell mixes that changed: a phase that nobody accepts any more is taken over at once."""
+        commands: list[Command] = []
+        for view, mix in next_mixes(self.view.nodes.values()):
+            view.mix = mix
+            commands.append(Tell(view.node, MixChanged(mix)))
+        return commands
+
+    # ── routing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _route_waiting(self, now: float) -> list[Command]:
+        """Route in order; look a bounded way past a blocked request, and not past one that was overtaken too often."""
+        commands: list[Command] = []
+        blocked: list[Flight] = []
+        for flight in self._queue.flights():
+            if flight.not_before > now:
+                continue
+            demand = self._demand(flight)
+            answer = self._policy.route(demand, self.view, now)
+            if isinstance(answer, Refusal):
+                blocked.append(flight)
+                if len(blocked) > self.config.max_overtaking or flight.num_skipped >= self.config.max_skips:
+                    break
+                continue
+            commands.append(self._start(flight, demand, answer, now))
+            for overtaken in blocked:
+                overtaken.num_skipped += 1
+        return commands
+
+    def _demand(self, flight: Flight) -> Demand:
+        growth = flight.num_left
+        if flight.num_preemptions < 2:
+            growth = min(growth, self.config.expected_output_tokens)
+        return Demand(
+            flight.request,
+            flight.num_tokens,
+            self._num_blocks(flight.num_tokens),
+            self._num_blocks(flight.num_tokens + growth),
+            decodes=flight.num_left > 1,
+            avoid=flight.avoid,
+        )
+
+    def _start(self, flight: Flight, demand: Demand, route: Route, now: float) -> Tell:
+        """Book slot and credit together, and submit."""
+        self._queue.remove(flight)
+        flight.state = RequestState.ROUTED
+        attempt = flight.mint_attempt()
+        if route.prefill == route.decode:
+            blocks = demand.decode_blocks if demand.decodes else demand.prefill_blocks
+            self.view.book(attempt, route.prefill, Booking(blocks, demand.prefill_tokens))
+        else:
+            self.view.book(attempt, route.prefill, Booking(demand.prefill_blocks, demand.prefill_tokens))
+            self.view.book(attempt, route.decode, Booking(demand.decode_blocks, 0))
+        waited_s = now - flight.arrived_at
+        preemptions = flight.num_preemptions
+        submitted = Submitted(attempt, flight.request, flight.log, flight.gateway, route.decode, waited_s, preemptions)
+        return Tell(route.prefill, submitted)
+
+    # ── losing and ending ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _lose_attempt(self, flight: Flight, now: float) -> list[Command]:
+        """Fence the attempt at the gateway, drop it at the nodes; what follows waits for the gateway's log."""
+        attempt = flight.attempt
+        assert attempt is not None
+        flight.state, flight.attempt, flight.resuming_since = RequestState.RESUMING, None, now
+        return [Tell(flight.gateway, AttemptLost(attempt)), *self._drop(attempt)]
+
+    def _drop(self, attempt: AttemptId) -> list[Command]:
+        return [Tell(node, Dropped(attempt)) for node in self.view.nodes_of(attempt)]
+
+    def _end(self, flight: Flight, outcome: Outcome, error: ErrorInfo) -> list[Command]:
+        attempt = flight.attempt
+        self._forget(flight)
+        ended = Tell(flight.gateway, RequestEnded(flight.request.id, outcome, error))
+        return [ended, *(self._drop(attempt) if attempt else [])]
+
+    def _forget(self, flight: Flight) -> None:
+        if flight.state is RequestState.WAITING:
+            self._queue.remove(flight)
+        flight.state, flight.attempt = RequestState.ENDED, None
+        del self._flights[flight.request.id]
+
+    def _on_tick(self, now: float) -> list[Command]:
+        commands: list[Command] = []
+        for flight in list(self._flights.values()):
+            commands += self._reap(flight, now)
+        for attempt in [a for a, at in self._ending.items() if now - at >= self.config.timers.tick_s]:
+            del self._ending[attempt]
+            commands += self._drop(attempt)
+        return commands
+
+    def _reap(self, flight: Flight, now: float) -> list[Command]:
+        timers = self.config.timers
+        if now - flight.arrived_at > flight.request.deadline_s:
+            text = f"the deadline of {flight.request.deadline_s:g} s has passed"
+            return self._end(flight, Outcome.EXPIRED, ErrorInfo("deadline_exceeded", text))
+        if flight.state is RequestState.RESUMING and now - flight.resuming_since > timers.resume_s:
+            return self._end(flight, Outcome.FAILED, ErrorInfo("worker_lost", "the gateway did not answer"))
+        if flight.state is RequestState.WAITING and self._is_hopeless(flight, now):
+            error = flight.error or ErrorInfo("unavailable", "no node can take it now", timers.dead_s)
+            return self._end(flight, Outcome.FAILED, error)
+        return []
+
+    def _is_hopeless(self, flight: Flight, now: float) -> bool:
+        """Whether no node that is here could ever take it, and none has come for long enough."""
+        needed = self._num_blocks(flight.num_tokens + flight.num_left)
+        nodes = self.view.nodes.values()
+        fitting = [n for n in nodes if n.spec.num_blocks >= needed and n.mix.role != "closed"]
+        covered = any(n.mix.accepts_prefill for n in nodes) and any(n.mix.accepts_decode for n in nodes)
+        return not (fitting and covered) and now - flight.waiting_since > self.config.rejoin_wait_s
+
+    def _backoff_s(self, flight: Flight) -> float:
+        """Grows with failed tries, spread by 20 % either way by the request's own id."""
+        if flight.num_tries == 0:
+            return 0.0
+        spread = 0.8 + 0.4 * (sum(flight.request.id.encode()) % 64) / 64
+        return float(self.config.retry_backoff_s * 2 ** (flight.num_tries - 1) * spread)
+
+    def _retry_after_s(self) -> float | None:
+        """When the queue will have moved, at the rate of the last finishes."""
+        if len(self._finished_at) < 2 or self._finished_at[-1] <= self._finished_at[0]:
+            return None
+        rate = (len(self._finished_at) - 1) / (self._finished_at[-1] - self._finished_at[0])
+        return min(60.0, max(0.1, len(self._queue) / rate))
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        sizes = {view.spec.kv.block_size for view in self.view.nodes.values()}
+        return num_blocks(num_tokens, min(sizes, default=16))

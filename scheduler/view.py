@@ -1,0 +1,112 @@
+"""What the scheduler knows of the nodes: what it has in flight there (truth), what they last said (belief, with its age)."""
+
+from dataclasses import dataclass, field
+
+from core.ids import AttemptId, NodeId
+from core.mix import Mix, NodeSpec
+from core.stats import NodeStats
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """What one attempt has booked at one node: blocks (credits), and prompt tokens to be computed there."""
+
+    blocks: int
+    prefill_tokens: int
+
+
+@dataclass(slots=True)
+class NodeView:
+    """One node. `mix` is what it was last told; `base_mix` what it should do when every phase is covered."""
+
+    node: NodeId
+    spec: NodeSpec
+    base_mix: Mix
+    mix: Mix
+    joined_at: float
+    bookings: dict[AttemptId, Booking] = field(default_factory=dict)
+    booked_blocks: int = 0
+    queued_tokens: int = 0
+    stats: NodeStats | None = None
+    stats_at: float = 0.0
+
+    @property
+    def num_unbooked(self) -> int:
+        """Blocks that may still be promised."""
+        return self.spec.num_blocks - self.booked_blocks
+
+    @property
+    def share_booked(self) -> float:
+        """Share of the pool that is promised, 0 to 1."""
+        return self.booked_blocks / self.spec.num_blocks
+
+
+class ClusterView:
+    """All nodes that may be used.
+
+    Owns: the one ledger of credits: what every attempt has booked at every node until that node reports it gone.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[NodeId, NodeView] = {}
+        self._where: dict[AttemptId, set[NodeId]] = {}
+
+    def join(self, node: NodeId, spec: NodeSpec, now: float) -> None:
+        """A new node, with the mix it was started with."""
+        self.nodes[node] = NodeView(node, spec, spec.mix, spec.mix, now)
+
+    def lose(self, node: NodeId) -> list[AttemptId]:
+        """The node is gone with all that was booked there; returns whose it was."""
+        lost = list(self.nodes[node].bookings)
+        for attempt in lost:
+            self.release(attempt, node)
+        del self.nodes[node]
+        return lost
+
+    def book(self, attempt: AttemptId, node: NodeId, booking: Booking) -> None:
+        """Promise blocks and prefill work."""
+        view = self.nodes[node]
+        assert attempt not in view.bookings, f"{attempt} is booked twice at {node}"
+        view.bookings[attempt] = booking
+        view.booked_blocks += booking.blocks
+        view.queued_tokens += booking.prefill_tokens
+        self._where.setdefault(attempt, set()).add(node)
+
+    def release(self, attempt: AttemptId, node: NodeId) -> bool:
+        """Give back what the attempt had booked there; False where it had nothing."""
+        view = self.nodes.get(node)
+        booking = view.bookings.pop(attempt, None) if view else None
+        if view is None or booking is None:
+            return False
+        view.booked_blocks -= booking.blocks
+        view.queued_tokens -= booking.prefill_tokens
+        where = self._where[attempt]
+        where.discard(node)
+        if not where:
+            del self._where[attempt]
+        return True
+
+    def nodes_of(self, attempt: AttemptId) -> tuple[NodeId, ...]:
+        """Where the attempt has something booked, in a fixed order."""
+        return tuple(sorted(self._where.get(attempt, ())))
+
+    @property
+    def num_booked_attempts(self) -> int:
+        """Attempts with anything booked anywhere."""
+        return len(self._where)
+
+    @property
+    def largest_pool_blocks(self) -> int:
+        """Blocks of the largest pool; 0 without nodes."""
+        return max((node.spec.num_blocks for node in self.nodes.values()), default=0)
+
+    def check(self) -> None:
+        """Asserts that the sums are those of the bookings, and that nothing is promised twice."""
+        where: dict[AttemptId, set[NodeId]] = {}
+        for node, view in self.nodes.items():
+            assert view.booked_blocks == sum(b.blocks for b in view.bookings.values()), f"booked at {node}"
+            assert view.queued_tokens == sum(b.prefill_tokens for b in view.bookings.values()), f"queued at {node}"
+            assert view.booked_blocks <= view.spec.num_blocks, f"{node} is promised {view.booked_blocks} blocks"
+            for attempt in view.bookings:
+                where.setdefault(attempt, set()).add(node)
+        assert where == self._where, "where attempts are booked"

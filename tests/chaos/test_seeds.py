@@ -1,0 +1,45 @@
+"""Chaos by seed: small clusters with faults, checked to the last token and the last block."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cluster.simulated.cells import missing_cells
+from cluster.simulated.chaos import run_batch, run_seed
+
+NUM_QUICK, NUM_SLOW = 200, 1000
+
+
+def run_all(start: int, count: int) -> None:
+    tally = run_batch(start, count)
+    assert tally.failures == {}
+    assert tally.num_seeds == count
+    assert missing_cells(tally.hits) == []
+
+
+def test_two_hundred_seeds_hold_and_every_fault_meets_every_state() -> None:
+    run_all(0, NUM_QUICK)
+
+
+@pytest.mark.slow
+def test_a_thousand_more_seeds_hold() -> None:
+    run_all(NUM_QUICK, NUM_SLOW)
+
+
+@pytest.mark.parametrize("seed", [3, 17, 58])
+def test_a_seed_gives_the_same_run_again_also_in_another_process(seed: int) -> None:
+    here = run_seed(seed)
+    assert run_seed(seed) == here
+    script = f"from cluster.simulated.chaos import run_seed; print(run_seed({seed}).trace_hash)"
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        elsewhere = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        assert elsewhere.stdout.strip() == here.trace_hash
+
+
+def test_other_seeds_give_other_runs() -> None:
+    assert len({run_seed(seed).trace_hash for seed in range(10)}) == 10

@@ -1,0 +1,245 @@
+"""Model folders: what is read from them, and a table of what is refused, each by name."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.errors import ConfigError
+from engine.executor import ExecutorConfig, load_executor
+from engine.hf_config import RopeType, read_model_config
+from engine.model_info import LoadFormat, read_model_info
+
+
+@pytest.fixture
+def folder(make_folder: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(make_folder("llama, 8 heads on 2", "60KB"), tmp_path / "model"))
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """One way in which a folder is bad, and what the error must say."""
+
+    name: str
+    message: str
+    spoil: Callable[[Path], object]
+
+
+def config(**changes: object) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        edit(folder / "config.json", **changes)
+
+    return spoil
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    """Rewrite the first shard's tensors."""
+
+    def spoil(folder: Path) -> None:
+        shard = first_shard(folder)
+        held = load_file(shard)
+        change(held)
+        save_file(held, shard)
+
+    return spoil
+
+
+def first_shard(folder: Path) -> Path:
+    return folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]["model.norm.weight"]
+
+
+def only_pickles(folder: Path) -> None:
+    for path in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+
+
+def no_weights(folder: Path) -> None:
+    only_pickles(folder)
+    (folder / "pytorch_model.bin").unlink()
+
+
+def rope(**parameters: object) -> Callable[[Path], object]:
+    return config(rope_parameters={"rope_theta": 1e4, **parameters})
+
+
+def cut(folder: Path) -> None:
+    shard = first_shard(folder)
+    shard.write_bytes(shard.read_bytes()[:-10])
+
+
+BAD = [
+    Spoilt("no folder", "model folder .* does not exist", shutil.rmtree),
+    Spoilt("no config", "config.json does not exist; a model folder needs it", lambda f: (f / "config.json").unlink()),
+    Spoilt("broken config", "config.json cannot be read as JSON", lambda f: (f / "config.json").write_text("{")),
+    Spoilt("config is a list", "config.json must hold a JSON object", lambda f: (f / "config.json").write_text("[]")),
+    Spoilt("other family", r"model_type 'mamba'.*supported are llama \(.*qwen2.*qwen3", config(model_type="mamba")),
+    Spoilt("no family", "model_type None", config(model_type=None)),
+    Spoilt(
+        "other head",
+        r"\['LlamaForSequenceClassification'\] is not",
+        config(architectures=["LlamaForSequenceClassification"]),
+    ),
+    Spoilt("activation", "hidden_act 'gelu' is not supported", config(hidden_act="gelu")),
+    Spoilt("quantised", "quantization_config is set", config(quantization_config={"quant_method": "awq"})),
+    Spoilt("window by layer", "sliding window", config(layer_types=["full_attention", "sliding_attention"])),
+    Spoilt("window by flag", "sliding window", config(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
+    Spoilt(
+        "unknown rope",
+        "rope_type 'longrope' is not supported; supported are default",
+        rope(rope_type="longrope", factor=2.0),
+    ),
+    Spoilt("dynamic rope", "rope_type 'dynamic'", config(rope_scaling={"type": "dynamic", "factor": 2.0})),
+    Spoilt("rope lacks factor", "rope: factor must be a positive number, got None", rope(rope_type="linear")),
+    Spoilt(
+        "rope is a word",
+        "rope_scaling or rope_parameters must be an object or null, got 'yarn'",
+        config(rope_scaling="yarn"),
+    ),
+    Spoilt("partial rope", "partial_rotary_factor 0.5", rope(rope_type="default", partial_rotary_factor=0.5)),
+    Spoilt(
+        "llama3 bands",
+        "high_freq_factor",
+        rope(rope_type="llama3", factor=2.0, low_freq_factor=4.0, high_freq_factor=1.0),
+    ),
+    Spoilt("size is a word", "hidden_size must be a positive integer, got 'big'", config(hidden_size="big")),
+    Spoilt(
+        "heads",
+        r"num_attention_heads \(8\) must be a multiple of num_key_value_heads \(3\)",
+        config(num_key_value_heads=3),
+    ),
+    Spoilt("odd head", "head_dim must be even for rotary embedding, got 7", config(head_dim=7)),
+    Spoilt("flag is a word", "tie_word_embeddings must be true or false, got 'no'", config(tie_word_embeddings="no")),
+    Spoilt("type", "dtype 'int4' is not supported", config(dtype="int4")),
+    Spoilt(
+        "eos",
+        "eos_token_id must be a token id or a list",
+        lambda f: edit(f / "generation_config.json", eos_token_id="</s>"),
+    ),
+    Spoilt("pickles", "pickled weights only.*unpickling runs code", only_pickles),
+    Spoilt("no weights", "holds no weights: neither model.safetensors nor", no_weights),
+    Spoilt("missing shard", "shard .*model-0000.* is named in .* and missing", lambda f: first_shard(f).unlink()),
+    Spoilt("cut shard", "it is cut short or damaged", cut),
+    Spoilt("not a shard", "is not a safetensors file", lambda f: first_shard(f).write_bytes(b"no")),
+    Spoilt(
+        "index without map", "weight_map must map", lambda f: edit(f / "model.safetensors.index.json", weight_map={})
+    ),
+    Spoilt(
+        "index leaves", "plain file name", lambda f: edit(f / "model.safetensors.index.json", weight_map={"a": "../x"})
+    ),
+    Spoilt(
+        "moved tensor",
+        "tensor model.norm.weight is not in model-0",
+        tensors(lambda held: held.pop("model.norm.weight")),
+    ),
+    Spoilt(
+        "shape",
+        r"model.norm.weight has shape \(3,\)",
+        tensors(lambda held: held.update({"model.norm.weight": torch.ones(3)})),
+    ),
+    Spoilt(
+        "extra",
+        "tensor lora.weight is unknown to a llama",
+        tensors(lambda held: held.update({"lora.weight": torch.ones(3)})),
+    ),
+    Spoilt("int8", "has type I8", tensors(lambda h: h.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))),
+    Spoilt("missing tensor", r"layers.2.mlp.up_proj.weight \(96, 64\) is missing", config(num_hidden_layers=3)),
+    Spoilt("missing bias", r"layers.0.self_attn.q_proj.bias \(64,\) is missing", config(attention_bias=True)),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_a_bad_folder_is_refused_by_naming_what_is_wrong(bad: Spoilt, folder: Path) -> None:
+    bad.spoil(folder)
+    with pytest.raises(ConfigError, match=bad.message):
+        read_model_info(folder)
+
+
+def test_all_problems_of_a_config_are_told_together(folder: Path) -> None:
+    edit(folder / "config.json", hidden_act="relu", vocab_size=0, quantization_config={})
+    with pytest.raises(ConfigError) as raised:
+        read_model_info(folder)
+    assert len(raised.value.problems) == 3
+
+
+def test_the_executor_refuses_what_the_reader_refuses(folder: Path) -> None:
+    from core.kv import SlabShape
+
+    shape = SlabShape(read_model_info(folder).kv_layout(4, "float32"), 2)
+    first_shard(folder).unlink()
+    with pytest.raises(ConfigError, match="missing"):
+        load_executor(ExecutorConfig(folder), bytearray(shape.total_bytes), shape)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config_eos", "expected"),
+    [(7, 1, {7}), ([7, 8], 1, {7, 8}), (None, [1, 2], {1, 2}), (None, None, set())],
+)
+def test_end_tokens_come_from_the_generation_config_first(
+    generation: object, config_eos: object, expected: set[int], folder: Path
+) -> None:
+    edit(folder / "config.json", eos_token_id=config_eos)
+    edit(folder / "generation_config.json", eos_token_id=generation)
+    assert read_model_info(folder).eos_token_ids == expected
+    (folder / "generation_config.json").unlink()
+    assert generation is not None or read_model_info(folder).eos_token_ids == expected
+
+
+def test_old_and_new_spellings_of_rope_mean_the_same(folder: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    edit(folder / "config.json", rope_parameters={**scaling, "rope_theta": 5e5}, rope_scaling=None)
+    new = read_model_config(folder)
+    data = json.loads((folder / "config.json").read_text())
+    del data["rope_parameters"]
+    old = {**scaling, "type": scaling.pop("rope_type")}
+    (folder / "config.json").write_text(json.dumps(data | {"rope_theta": 5e5, "rope_scaling": old}))
+    assert read_model_config(folder) == new
+    assert (new.rope.type, new.rope.theta, new.max_model_len) == (RopeType.YARN, 5e5, 256)
+
+
+def test_a_window_that_no_layer_uses_is_no_obstacle(folder: Path) -> None:
+    edit(folder / "config.json", use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    edit(folder / "config.json", layer_types=["full_attention", "full_attention"])
+    assert read_model_info(folder).num_layers == 2
+
+
+def test_stored_frequencies_are_ignored(folder: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    tensors(lambda held: held.update({name: torch.ones(4)}))(folder)
+    assert read_model_info(folder).vocab_size == 128
+
+
+def test_the_digest_tells_weights_and_configs_apart(folder: Path, make_folder: Callable[..., Path]) -> None:
+    digest = read_model_info(folder).digest
+    assert digest == read_model_info(make_folder("llama, 8 heads on 2", "60KB")).digest
+    tensors(lambda held: held["model.norm.weight"].add_(1.0))(folder)
+    changed = read_model_info(folder).digest
+    edit(folder / "config.json", rms_norm_eps=1e-4)
+    assert len({digest, changed, read_model_info(folder).digest}) == 3
+
+
+def test_dummy_weights_need_a_config_only(folder: Path) -> None:
+    no_weights(folder)
+    info = read_model_info(folder, LoadFormat.DUMMY)
+    assert (info.num_kv_heads, info.head_dim, info.max_model_len) == (2, 8, 256)
+
+
+def test_reading_a_model_needs_no_torch(folder: Path) -> None:
+    program = (
+        "import sys, pathlib, engine; from engine.model_info import read_model_info; "
+        f"read_model_info(pathlib.Path({str(folder)!r})); "
+        "assert not {'torch', 'numpy', 'safetensors', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert Path("engine/__init__.py").read_bytes() == b""

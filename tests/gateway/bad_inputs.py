@@ -1,0 +1,181 @@
+"""The rows of the bad-input table that a gRPC client can cause, and the ends that only the cluster can."""
+
+import math
+from dataclasses import dataclass
+
+from cluster.api.v1 import inference_pb2 as pb
+from cluster.gateway.limits import Limits
+from core.goodput import Outcome
+from tests.gateway.fake_cluster import MAX_MODEL_LEN, VOCAB_SIZE
+
+POOL = 300
+USUAL = Limits()
+
+
+def text(prompt: str = "fox", **fields: object) -> bytes:
+    return pb.GenerateRequest(text=prompt, **fields).SerializeToString()  # type: ignore[arg-type]
+
+
+def sampling(**fields: object) -> bytes:
+    return text(sampling=pb.SamplingParams(**fields))  # type: ignore[arg-type]
+
+
+def ids(*token_ids: int, max_tokens: int | None = None) -> bytes:
+    params = pb.SamplingParams(max_tokens=max_tokens)
+    return pb.GenerateRequest(token_ids=pb.TokenIds(ids=token_ids), sampling=params).SerializeToString()
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """`row` is the number in the table of the reliability plan, 0 for what it does not list."""
+
+    row: int
+    name: str
+    data: bytes
+    status: str
+    code: str
+    field: str = ""
+    limits: Limits = USUAL
+    says: str = ""
+
+
+IA = "INVALID_ARGUMENT"
+SMALL = Limits(max_pool_tokens=POOL)
+INPUTS = (
+    BadInput(3, "more than 8 MiB", text("x" * (8 * 1024 * 1024 + 1)), "RESOURCE_EXHAUSTED", "body_too_large"),
+    BadInput(11, "unknown model", text(model="gpt-9"), "NOT_FOUND", "model_not_found", "model", says="'gpt-9'"),
+    BadInput(11, "a path for a model", text(model="../../etc/passwd"), IA, "model_not_found", "model"),
+    BadInput(11, "NUL in the model", text(model="a\0b"), IA, "model_not_found", "model"),
+    BadInput(11, "a long model", text(model="m" * 129), IA, "model_not_found", "model", says="128"),
+    BadInput(14, "NaN", sampling(temperature=math.nan), IA, "invalid_type", "sampling.temperature"),
+    BadInput(14, "infinity", sampling(top_p=math.inf), IA, "invalid_type", "sampling.top_p"),
+    BadInput(14, "minus infinity", sampling(min_p=-math.inf), IA, "invalid_type", "sampling.min_p"),
+    BadInput(14, "minus zero", sampling(temperature=-0.0), IA, "invalid_type", "sampling.temperature"),
+    BadInput(14, "NaN for a target", text(slo=pb.SLO(ttft_s=math.nan, tpot_s=1)), IA, "invalid_type", "slo.ttft_s"),
+    BadInput(14, "NaN penalty", sampling(presence_penalty=math.nan), IA, "invalid_type", "sampling.presence_penalty"),
+    BadInput(15, "no prompt", b"", IA, "empty_prompt", "text"),
+    BadInput(15, "empty text", text(""), IA, "empty_prompt", "text"),
+    BadInput(15, "no token ids", ids(), IA, "empty_prompt", "token_ids"),
+    BadInput(16, "text not UTF-8", b"\x1a\x02\xff\xfe", IA, "invalid_utf8", "text"),
+    BadInput(16, "lone surrogate", b"\x1a\x03\xed\xa0\x80", IA, "invalid_utf8", "text"),
+    BadInput(16, "tenant not UTF-8", text() + b"\x4a\x01\xff", IA, "invalid_utf8", "tenant"),
+    BadInput(16, "stop not UTF-8", text() + b"\x32\x04\xb2\x01\x01\xff", IA, "invalid_utf8", "sampling.stop"),
+    BadInput(17, "token ids > context", ids(*[5] * 600), IA, "context_length_exceeded", "prompt", says="512"),
+    BadInput(17, "text > context", text("x9 " * 900), IA, "context_length_exceeded", "prompt", says="512"),
+    BadInput(17, "prompt = context", ids(*[5] * MAX_MODEL_LEN), IA, "context_length_exceeded", "prompt"),
+    BadInput(18, "both", ids(*[5] * 500, max_tokens=13), IA, "context_length_exceeded", "sampling.max_tokens"),
+    BadInput(
+        19,
+        "prompt > every pool",
+        ids(*[5] * POOL),
+        "FAILED_PRECONDITION",
+        "request_too_large_for_cluster",
+        "prompt",
+        SMALL,
+    ),
+    BadInput(
+        19,
+        "both > every pool",
+        ids(*[5] * 200, max_tokens=101),
+        "FAILED_PRECONDITION",
+        "request_too_large_for_cluster",
+        "prompt",
+        SMALL,
+        "300",
+    ),
+    *(
+        BadInput(20, f"max_tokens {value}", sampling(max_tokens=value), IA, "invalid_max_tokens", "sampling.max_tokens")
+        for value in (0, -1, 2**31, 2**63 - 1, 10**18)
+    ),
+    BadInput(21, "min > max", sampling(min_tokens=9, max_tokens=8), IA, "invalid_min_tokens", "sampling.min_tokens"),
+    BadInput(21, "min_tokens -1", sampling(min_tokens=-1), IA, "invalid_min_tokens", "sampling.min_tokens"),
+    BadInput(21, "min_tokens", sampling(min_tokens=3), IA, "unsupported_parameter", "sampling.min_tokens"),
+    BadInput(22, "n 0", sampling(n=0), IA, "invalid_n", "sampling.n"),
+    BadInput(22, "n 9", sampling(n=9), IA, "invalid_n", "sampling.n", says="8"),
+    BadInput(22, "n 2", sampling(n=2), IA, "unsupported_parameter", "sampling.n", says="not served yet"),
+    BadInput(23, "temperature 2.5", sampling(temperature=2.5), IA, "invalid_sampling", "sampling.temperature"),
+    BadInput(23, "temperature < 0", sampling(temperature=-0.1), IA, "invalid_sampling", "sampling.temperature"),
+    BadInput(23, "top_p 0", sampling(top_p=0), IA, "invalid_sampling", "sampling.top_p"),
+    BadInput(23, "top_p 1.1", sampling(top_p=1.1), IA, "invalid_sampling", "sampling.top_p"),
+    BadInput(23, "top_k -2", sampling(top_k=-2), IA, "invalid_sampling", "sampling.top_k"),
+    BadInput(23, "min_p 2", sampling(min_p=2), IA, "invalid_sampling", "sampling.min_p"),
+    BadInput(23, "penalty 3", sampling(frequency_penalty=3), IA, "invalid_sampling", "sampling.frequency_penalty"),
+    BadInput(23, "penalty 1", sampling(presence_penalty=1), IA, "unsupported_parameter", "sampling.presence_penalty"),
+    BadInput(23, "repeat 0", sampling(repetition_penalty=0), IA, "invalid_sampling", "sampling.repetition_penalty"),
+    BadInput(
+        23, "repeat 1.5", sampling(repetition_penalty=1.5), IA, "unsupported_parameter", "sampling.repetition_penalty"
+    ),
+    BadInput(24, "stop id", sampling(stop_token_ids=[1, 300]), IA, "invalid_token_id", "sampling.stop_token_ids[1]"),
+    BadInput(24, "301 stops", sampling(stop_token_ids=[1] * 301), IA, "invalid_token_id", "sampling.stop_token_ids"),
+    BadInput(24, "bias id", sampling(logit_bias={-1: 1.0}), IA, "invalid_token_id", "sampling.logit_bias[0]"),
+    BadInput(
+        24,
+        "301 biases",
+        sampling(logit_bias=dict.fromkeys(range(301), 1.0)),
+        IA,
+        "invalid_token_id",
+        "sampling.logit_bias",
+    ),
+    BadInput(24, "logit_bias", sampling(logit_bias={1: 1.0}), IA, "unsupported_parameter", "sampling.logit_bias"),
+    BadInput(25, "prompt id too large", ids(1, VOCAB_SIZE), IA, "invalid_token_id", "token_ids.ids[1]", says="299"),
+    BadInput(25, "prompt id < 0", ids(-1), IA, "invalid_token_id", "token_ids.ids[0]"),
+    BadInput(25, "prompt id 2^62", ids(2**62), IA, "invalid_token_id", "token_ids.ids[0]"),
+    BadInput(26, "5 stops", sampling(stop=list("abcde")), IA, "invalid_stop", "sampling.stop", says="4"),
+    BadInput(26, "long stop", sampling(stop=["é" * 129]), IA, "invalid_stop", "sampling.stop[0]", says="256"),
+    BadInput(26, "empty stop", sampling(stop=["a", ""]), IA, "invalid_stop", "sampling.stop[1]"),
+    BadInput(26, "a stop", sampling(stop=["END"]), IA, "unsupported_parameter", "sampling.stop"),
+    BadInput(27, "seed beyond", sampling(seed=-(2**63)), IA, "invalid_seed", "sampling.seed"),
+    BadInput(28, "logprobs 21", sampling(logprobs=21), IA, "invalid_logprobs", "sampling.logprobs", says="20"),
+    BadInput(28, "logprobs", sampling(logprobs=0), IA, "unsupported_parameter", "sampling.logprobs"),
+    BadInput(31, "a grammar", sampling(grammar="root ::= x"), IA, "unsupported_parameter", "sampling.grammar"),
+    BadInput(31, "a schema", sampling(json_schema="{}"), IA, "unsupported_parameter", "sampling.json_schema"),
+    BadInput(34, "long request id", text(request_id="r" * 129), IA, "invalid_request_id", "request_id", says="128"),
+    BadInput(34, "newline in the id", text(request_id="a\nb"), IA, "invalid_request_id", "request_id", says="'a\\nb'"),
+    BadInput(34, "é in the id", text(request_id="é"), IA, "invalid_request_id", "request_id"),
+    BadInput(36, "deadline 0", text(deadline_ms=0), "DEADLINE_EXCEEDED", "invalid_deadline", "deadline_ms"),
+    BadInput(36, "deadline past", text(deadline_ms=-5), "DEADLINE_EXCEEDED", "invalid_deadline", "deadline_ms"),
+    BadInput(36, "deadline 99 ms", text(deadline_ms=99), "DEADLINE_EXCEEDED", "invalid_deadline", "deadline_ms"),
+    BadInput(38, "no free stream", text(), "RESOURCE_EXHAUSTED", "overloaded", "", Limits(max_streams=0)),
+    BadInput(49, "malformed protobuf", b"\xff\xff\xff", IA, "invalid_request"),
+    BadInput(49, "truncated protobuf", text("a long enough text")[:-3], IA, "invalid_request"),
+    BadInput(0, "half an SLO", text(slo=pb.SLO(ttft_s=1)), IA, "invalid_request", "slo.tpot_s"),
+    BadInput(0, "SLO 0", text(slo=pb.SLO(ttft_s=0, tpot_s=1)), IA, "invalid_request", "slo.ttft_s"),
+    BadInput(0, "SLO 601 s", text(slo=pb.SLO(ttft_s=1, tpot_s=601)), IA, "invalid_request", "slo.tpot_s", says="600"),
+    BadInput(0, "bad tenant", text(tenant="a b"), IA, "invalid_request", "tenant"),
+    BadInput(0, "chat of ids", ids(1) + b"\x28\x01", IA, "invalid_request", "chat"),
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the scheduler says of a sound request, after some tokens."""
+
+    row: int
+    outcome: Outcome
+    code: str
+    status: str
+    after: int = 0
+    retry_after_s: float | None = None
+
+
+FAILURES = (
+    Failure(19, Outcome.REFUSED, "request_too_large_for_cluster", "FAILED_PRECONDITION"),
+    Failure(38, Outcome.REFUSED, "overloaded", "RESOURCE_EXHAUSTED", retry_after_s=1.5),
+    Failure(39, Outcome.REFUSED, "slo_unattainable", "RESOURCE_EXHAUSTED"),
+    Failure(40, Outcome.REFUSED, "draining", "UNAVAILABLE"),
+    Failure(41, Outcome.REFUSED, "unavailable", "UNAVAILABLE", retry_after_s=0.25),
+    Failure(42, Outcome.EXPIRED, "deadline_exceeded", "DEADLINE_EXCEEDED"),
+    Failure(42, Outcome.EXPIRED, "deadline_exceeded", "DEADLINE_EXCEEDED", after=2),
+    Failure(43, Outcome.FAILED, "worker_lost", "UNAVAILABLE"),
+    Failure(43, Outcome.FAILED, "step_failed", "UNAVAILABLE"),
+    Failure(43, Outcome.FAILED, "kv_lost", "UNAVAILABLE"),
+    Failure(44, Outcome.FAILED, "worker_lost", "ABORTED", after=2),
+    Failure(44, Outcome.FAILED, "step_failed", "ABORTED", after=2),
+    Failure(44, Outcome.FAILED, "kv_lost", "ABORTED", after=2),
+    Failure(45, Outcome.FAILED, "kv_corrupt", "DATA_LOSS"),
+    Failure(45, Outcome.FAILED, "kv_corrupt", "DATA_LOSS", after=2),
+    Failure(52, Outcome.FAILED, "internal", "INTERNAL"),
+    Failure(52, Outcome.FAILED, "a code that nobody knows", "INTERNAL"),
+)
+ELSEWHERE = {"client_closed", "slow_reader", "not_found"}
+"""Codes with tests of their own: nobody is there to be told, or no request was made."""

@@ -1,0 +1,217 @@
+"""A cluster without nodes behind a real gateway and a real gRPC server, for one asyncio loop."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from cluster.gateway.client import AsyncClient
+from cluster.gateway.cluster_state import ClusterState, NodeState
+from cluster.gateway.gateway import Gateway
+from cluster.gateway.grpc_server import GrpcServer
+from cluster.gateway.limits import Limits, ServedModel
+from cluster.gateway.streams import Streams
+from cluster.gateway.tokenizer import ChatTemplate, Tokenizer
+from core.commands import Tell
+from core.errors import ErrorInfo
+from core.events import (
+    AttemptLost,
+    FinishReason,
+    GatewayEvent,
+    RequestArrived,
+    RequestCancelled,
+    RequestEnded,
+    RequestResumed,
+    StreamEnded,
+    TokensEmitted,
+)
+from core.goodput import Outcome
+from core.ids import SCHEDULER, GatewayId, NodeId, RequestId, attempt_id
+from core.mix import mix_of
+from core.request import Request, num_packed, unpack_tokens
+from core.stats import BlockCounts, NodeStats, Timing
+
+VOCAB_SIZE = 300
+MAX_MODEL_LEN = 512
+TIMING = Timing(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007)
+CHAT_TEMPLATE = "{% for m in messages %}<user>{{ m['content'] }}</user>{% endfor %}{{ eos_token }}"
+STATS = NodeStats(3, 1, 2, 0, 4, BlockCounts(36, 1, 2, 3, 4, 5, 6, 7, 8), 0, 99, 0.01, 0)
+
+
+def tiny_tokenizer(vocab_size: int = VOCAB_SIZE) -> HFTokenizer:
+    """Byte-level pairs, every byte in the vocabulary, one special token."""
+    tokenizer = HFTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["the quick brown fox jumps over the lazy dog " * 3, "für 漢字 😀😀 für 漢字"], trainer
+    )
+    return tokenizer
+
+
+class FakeCluster:
+    """Answers like scheduler and nodes: token i of an answer is token i of the prompt, round and round.
+
+    Catches: streams mixed up, tokens lost, repeated or reordered on the way to the client, requests the gateway forgets
+    to end or to cancel. Cannot catch what real scheduling or KV would do. `answer` may be replaced by a test.
+    """
+
+    def __init__(self) -> None:
+        self.gateway: Gateway
+        self.answer: Callable[[Request], Awaitable[None]] = self.echo
+        self.state = ClusterState((node("p@1", "prefill"), node("d@2", "decode")), (("retries", 5),))
+        self.arrived: list[Request] = []
+        self.told_ends: dict[RequestId, Outcome] = {}
+        self.resumed: dict[RequestId, bytes] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def tell(self, tell: Tell) -> None:
+        """What the gateway says to the scheduler."""
+        assert tell.to == SCHEDULER
+        match tell.event:
+            case RequestArrived(request):
+                self.arrived.append(request)
+                task = asyncio.ensure_future(_started(self.answer, request))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case StreamEnded(name, outcome):
+                self._note_end(name, outcome)
+            case RequestCancelled(name):
+                self._note_end(name, Outcome.CANCELLED)
+            case RequestResumed(name, log):
+                self.resumed[name] = log
+
+    def give(self, event: GatewayEvent) -> None:
+        """An event for the gateway, now."""
+        self.gateway.handle(event, time.monotonic())
+
+    def emit(self, request: Request, first: int, count: int, number: int = 1) -> None:
+        """Tokens of one step, with the finish where `max_tokens` are reached."""
+        prompt = unpack_tokens(request.token_ids)
+        places = range(first, min(first + count, request.sampling.max_tokens))
+        ends = [place == request.sampling.max_tokens - 1 for place in places]
+        self.give(
+            TokensEmitted(
+                (attempt_id(request.id, number),) * len(places),
+                tuple(places),
+                tuple(prompt[place % len(prompt)] for place in places),
+                tuple(FinishReason.LENGTH if end else None for end in ends),
+                tuple(TIMING if end else None for end in ends),
+            )
+        )
+
+    async def echo(self, request: Request) -> None:
+        """The whole answer, a token at a time."""
+        for place in range(request.sampling.max_tokens):
+            await asyncio.sleep(0)
+            if request.id in self.told_ends:
+                return
+            self.emit(request, place, 1)
+
+    def echo_short_of(self, max_tokens: int) -> Callable[[Request], Awaitable[None]]:
+        """Echo, but answers of `max_tokens` never get their last token."""
+
+        async def answer(request: Request) -> None:
+            for place in range(request.sampling.max_tokens - (request.sampling.max_tokens == max_tokens)):
+                await asyncio.sleep(0)
+                if request.id not in self.told_ends:
+                    self.emit(request, place, 1)
+
+        return answer
+
+    async def silence(self, request: Request) -> None:
+        """Never an answer."""
+
+    def failing(self, outcome: Outcome, error: ErrorInfo, after: int = 0) -> Callable[[Request], Awaitable[None]]:
+        """`after` tokens, then the scheduler gives the request up."""
+
+        async def answer(request: Request) -> None:
+            self.emit(request, 0, after)
+            self.give(RequestEnded(request.id, outcome, error))
+
+        return answer
+
+    def losing(self, after: int) -> Callable[[Request], Awaitable[None]]:
+        """A node lost after `after` tokens, some of them still on their way; the next attempt goes on from the log."""
+
+        async def answer(request: Request) -> None:
+            self.emit(request, 0, after)
+            self.give(AttemptLost(attempt_id(request.id, 1)))
+            self.emit(request, after, 5, number=1)
+            known = num_packed(self.resumed[request.id])
+            self.emit(request, known, request.sampling.max_tokens, number=2)
+
+        return answer
+
+    async def close(self) -> None:
+        """Wait for the answers that are still being given."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _note_end(self, name: RequestId, outcome: Outcome) -> None:
+        assert name not in self.told_ends, "a request ended twice"
+        self.told_ends[name] = outcome
+
+
+def node(name: str, role: str) -> NodeState:
+    """A node that serves `role`."""
+    return NodeState(NodeId(name), 4711, "actor", mix_of(role, 512, 16, 3), STATS, 1234, 7)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Everything a scenario needs."""
+
+    gateway: Gateway
+    cluster: FakeCluster
+    server: GrpcServer
+    client: AsyncClient
+    tokenizer: Tokenizer
+
+
+def serve(
+    scenario: Callable[[Place], Awaitable[None]],
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    max_model_len: int = MAX_MODEL_LEN,
+) -> None:
+    """Run a scenario against a new server; at its end nothing is open any more."""
+    asyncio.run(asyncio.wait_for(_serve(scenario, limits, max_model_len), 60))
+
+
+async def _serve(scenario: Callable[[Place], Awaitable[None]], limits: Limits, max_model_len: int) -> None:
+    cluster = FakeCluster()
+    tokenizer = Tokenizer(tiny_tokenizer(), ChatTemplate(CHAT_TEMPLATE, {"eos_token": "<eos>"}))
+    model = ServedModel("tiny", VOCAB_SIZE, max_model_len, 16)
+    gateway = Gateway(model, tokenizer, Streams(GatewayId("gateway")), limits, cluster.tell)
+    cluster.gateway = gateway
+    server = GrpcServer(gateway, lambda: cluster.state)
+    await server.start()
+    try:
+        async with AsyncClient(server.address) as client:
+            await scenario(Place(gateway, cluster, server, client, tokenizer))
+        await until(gateway.streams.is_idle)
+    finally:
+        await cluster.close()
+        await server.stop()
+    gateway.streams.check()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until something holds."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def _started(answer: Callable[[Request], Awaitable[None]], request: Request) -> None:
+    await answer(request)

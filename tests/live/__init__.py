@@ -1,0 +1,1 @@
+"""The live shell: links, hosts and local clusters of real processes."""

@@ -1,0 +1,1 @@
+"""The live shell on Ray: few, and marked."""
