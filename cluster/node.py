@@ -1,7 +1,7 @@
 """One node: its two machines over one block pool, under the current mix. Merges their rows into steps. Pure."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from core.commands import Command, RunStep, Tell
@@ -54,7 +54,7 @@ class NodeConfig:
     eos_token_ids: frozenset[int]
     mix: Mix
     max_steps_in_flight: int = 1
-    timers: Timers = Timers()
+    timers: Timers = field(default_factory=Timers)
 
 
 class Node:

@@ -25,7 +25,8 @@ class RunStep:
 
 @dataclass(frozen=True, slots=True)
 class FetchKV:
-    """Copy the handle's blocks into our own; answered by exactly one `KVArrived` or `KVFailed` with this `fetch` number."""
+    """Copy the handle's blocks into our own; answered by exactly one `KVArrived` or `KVFailed` with this `fetch`
+    number."""
 
     attempt: AttemptId
     fetch: int

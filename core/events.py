@@ -183,7 +183,8 @@ class Fenced:
 
 @dataclass(frozen=True, slots=True)
 class PrefillDone:
-    """Ends a handoff: `num_tokens` tokens have KV, `token_id` was sampled after them; `timing` is the prefill's part."""
+    """Ends a handoff: `num_tokens` tokens have KV, `token_id` was sampled after them; `timing` is the prefill's
+    part."""
 
     num_tokens: int
     token_id: int
@@ -192,7 +193,8 @@ class PrefillDone:
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The first sealed blocks of an attempt, with all that the decode node must know; `done` where one chunk was all."""
+    """The first sealed blocks of an attempt, with all that the decode node must know; `done` where one chunk was
+    all."""
 
     attempt: AttemptId
     request: Request

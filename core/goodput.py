@@ -1,6 +1,7 @@
 """The one definition of goodput: requests per second that met both their TTFT and their TPOT target.
 
-Refused, expired and failed requests are misses. Cancelled ones are counted beside and left out. The TPOT of an answer of
+Refused, expired and failed requests are misses. Cancelled ones are counted beside and left out. The TPOT of an answer
+of
 one token counts as met.
 """
 

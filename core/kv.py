@@ -43,7 +43,8 @@ class KVLayout:
 class SlabShape:
     """Where things lie in a node's KV slab: a header of one u64 generation per block, then the blocks, page-aligned.
 
-    The header belongs to the bytes: whoever is about to write a block writes its generation first, and a reader compares
+    The header belongs to the bytes: whoever is about to write a block writes its generation first, and a reader
+    compares
     it before and after its copy.
     """
 

@@ -164,7 +164,9 @@ REQUEST = Table(
     _R.ENDED,
     frozenset({_R.ENDED}),
     _rows(
-        (_R.ENDED, events.RequestArrived, "waiting ended", "queue it; refuse at once where a bound is reached"),
+        (_R.ENDED, events.RequestArrived, "waiting ended", "queue it; refuse where a bound is reached; tombstone: nothing"),
+        (_R.ENDED, events.RequestCancelled, "ended", "tombstone for one lease: it may have overtaken `RequestArrived`"),
+        (_R.ENDED, events.StreamEnded, "ended", "likewise"),
         (_R.ENDED, events.AttemptFinished, "ended", "return that node's credits, booked until now"),
         (_R.ENDED, events.NodeLost, "ended", "return the lost node's credits"),
         (_R.WAITING, Inner.ROUTE, "routed ended", "book slot and credit together, `Submitted`; or `RequestEnded`"),
@@ -258,6 +260,8 @@ DECODE = Table(
         (_D.FETCHING, events.Sealed, "fetching decoding", "`FetchKV` of the new part"),
         (_D.FETCHING, events.KVArrived, "fetching decoding", "the next part; all there: commit, the row joins, "
          "`LeaseReleased`"),
+        (_D.FETCHING, events.ClaimAnswered, "ending gone", "refused: the lender's prefill failed, the rest will not "
+         "come: as a failed fetch"),
         (_D.FETCHING, events.KVFailed, "ending gone", "quarantine until no fetch is open; `LeaseReleased`; report"),
         (_D.FETCHING, events.Dropped, "ending gone", "quarantine until the open fetch has ended, then release"),
         (_D.FETCHING, events.PeerLost, "fetching ending gone", "its lender: as a failed fetch"),

@@ -8,7 +8,8 @@ from core.kv import KVLayout
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What a node accepts. `prefill_tokens_per_step` does not count decode rows; `epoch` orders the mixes of one node."""
+    """What a node accepts. `prefill_tokens_per_step` does not count decode rows; `epoch` orders the mixes of one
+    node."""
 
     accepts_prefill: bool
     accepts_decode: bool

@@ -31,7 +31,8 @@ class SLO:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What deciding needs of a prompt: its length and the content keys of its full blocks (see `core.kv.block_keys`)."""
+    """What deciding needs of a prompt: its length and the content keys of its full blocks (see
+    `core.kv.block_keys`)."""
 
     num_tokens: int
     block_keys: tuple[bytes, ...] = ()

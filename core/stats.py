@@ -38,8 +38,10 @@ class NodeStats:
 class Timing:
     """The ledger of one attempt, in seconds; each part is measured by its one owner as a duration.
 
-    admit: received to routed (gateway and scheduler). queue_prefill: at the prefill node to its first step. prefill: first
-    step to the end of the last chunk. reserve: prompt done, still waiting for decode blocks or the claim. handoff: the tail
+    admit: received to routed (gateway and scheduler). queue_prefill: at the prefill node to its first step. prefill:
+    first
+    step to the end of the last chunk. reserve: prompt done, still waiting for decode blocks or the claim. handoff:
+    the tail
     of the transfer after the prefill's end. queue_decode: all KV there to the first decode step. decode: from there to
     the last token.
     """

@@ -10,7 +10,8 @@ from core.request import SamplingParams
 class RowJoin:
     """A row that enters the executor before this step.
 
-    `token_ids` (packed) are all tokens known so far; the KV of the first `num_computed` of them is in the blocks already.
+    `token_ids` (packed) are all tokens known so far; the KV of the first `num_computed` of them is in the blocks
+    already.
     `block_ids` are the whole table now, `generations` aligned with it.
     """
 
@@ -35,7 +36,8 @@ class RowGrowth:
 class StepPlan:
     """What the executor does next, in this order: `left` rows go, `joined` rows come, `grown` tables grow, rows run.
 
-    `num_tokens[i]` is how many tokens row `attempts[i]` advances, from where it stands. A row whose known tokens are then
+    `num_tokens[i]` is how many tokens row `attempts[i]` advances, from where it stands. A row whose known tokens are
+    then
     all computed samples exactly one token at its end, which becomes known; a row that stops short samples nothing.
     Decode is a row with one token: phase does not appear. `seal` lists blocks that this step completes: the result
     brings their digests.
@@ -52,7 +54,8 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step produced: `attempts` that sampled and their `token_ids`, `sealed` blocks and their 16-byte `digests`."""
+    """What a step produced: `attempts` that sampled and their `token_ids`, `sealed` blocks and their 16-byte
+    `digests`."""
 
     step: int
     attempts: tuple[AttemptId, ...]

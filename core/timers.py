@@ -1,6 +1,8 @@
-"""The waits of the protocol, in one place and in one order. A timer decides when to give up, never whether reuse is safe."""
+"""The waits of the protocol, in one place and in one order. A timer decides when to give up, never whether reuse is
+safe."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Timers:
         names = ("progress_s", "claim_s", "suspect_s", "dead_s", "lease_s", "handoff_s", "quarantine_s", "drain_s")
         strict = {"suspect_s", "dead_s", "lease_s", "handoff_s", "drain_s"}
         found = []
-        for before, after in zip(names, names[1:], strict=False):
+        for before, after in pairwise(names):
             low, high = getattr(self, before), getattr(self, after)
             if low > high or (low == high and after in strict):
                 found.append(f"timers.{before} ({low:g} s) must be below timers.{after} ({high:g} s)")
@@ -36,7 +38,6 @@ class Timers:
                 f"timers.heartbeat_s ({self.heartbeat_s:g} s) must be below timers.suspect_s ({self.suspect_s:g} s)"
             )
         if self.renewal_s * 4 >= self.lease_s:
-            found.append(
-                f"timers.renewal_s ({self.renewal_s:g} s) must be below a quarter of timers.lease_s ({self.lease_s:g} s)"
-            )
+            both = f"timers.renewal_s ({self.renewal_s:g} s) must be below a quarter of timers.lease_s"
+            found.append(f"{both} ({self.lease_s:g} s)")
         return found

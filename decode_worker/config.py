@@ -1,6 +1,6 @@
 """What the decode machine must know of its node and model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.ids import NodeId
 from core.timers import Timers
@@ -13,5 +13,5 @@ class DecodeConfig:
     node: NodeId
     block_size: int
     eos_token_ids: frozenset[int]
-    timers: Timers = Timers()
+    timers: Timers = field(default_factory=Timers)
     max_early: int = 1024

@@ -142,14 +142,13 @@ class Intake:
         return self._go_on(incoming) if incoming.state is DecodeState.FETCHING else []
 
     def _on_claim_answered(self, attempt: AttemptId, owner: NodeId, granted: bool, now: float) -> list[Command]:
+        """A grant that comes too late is given back; a refusal may also withdraw what was granted."""
         incoming = self._incoming.get(attempt)
+        if incoming is not None and not granted and incoming.state in (DecodeState.CLAIMING, DecodeState.FETCHING):
+            return self._end(incoming, AttemptEnd.KV_LOST)
         if incoming is None or incoming.state is not DecodeState.CLAIMING:
             self.num_dropped_events += 1
-            if granted:
-                return [Tell(owner, LeaseReleased(attempt, self._config.node))]
-            return []
-        if not granted:
-            return self._end(incoming, AttemptEnd.KV_LOST)
+            return [Tell(owner, LeaseReleased(attempt, self._config.node))] if granted else []
         incoming.state, incoming.granted_at = DecodeState.FETCHING, now
         return self._go_on(incoming)
 

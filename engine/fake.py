@@ -16,6 +16,7 @@ from hashlib import blake2b
 
 from core.errors import StepFailed
 from core.events import FinishReason
+from core.finish import finish_reason
 from core.ids import AttemptId
 from core.request import Request, unpack_tokens
 from core.step import RowJoin, StepPlan, StepResult
@@ -42,16 +43,6 @@ def sampled_token(slots: bytes, seed: int, position: int, vocab_size: int) -> in
     return int.from_bytes(blake2b(slots, digest_size=8, key=key).digest(), "little") % vocab_size
 
 
-def finish_of(
-    token_id: int, num_output_tokens: int, request: Request, eos_token_ids: frozenset[int]
-) -> FinishReason | None:
-    """Whether this token, the last of `num_output_tokens`, ends the answer."""
-    sampling = request.sampling
-    if token_id in sampling.stop_token_ids or (token_id in eos_token_ids and not sampling.ignore_eos):
-        return FinishReason.STOP
-    return FinishReason.LENGTH if num_output_tokens >= sampling.max_tokens else None
-
-
 def reference_tokens(
     request: Request, eos_token_ids: frozenset[int] = frozenset(), vocab_size: int = VOCAB_SIZE
 ) -> tuple[tuple[int, ...], FinishReason]:
@@ -64,7 +55,7 @@ def reference_tokens(
             value = slot_value(value, token_id, len(slots))
             slots.append(value)
         output.append(sampled_token(slots.tobytes(), request.sampling.seed, len(slots), vocab_size))
-        finish = finish_of(output[-1], len(output), request, eos_token_ids)
+        finish = finish_reason(output[-1], len(output), request.sampling, eos_token_ids)
         if finish is not None:
             return tuple(output), finish
         pending = output[-1:]

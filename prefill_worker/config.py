@@ -1,6 +1,6 @@
 """What the prefill machine must know of its node and model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.ids import LayoutId, NodeId
 from core.timers import Timers
@@ -14,5 +14,5 @@ class PrefillConfig:
     layout: LayoutId
     block_size: int
     eos_token_ids: frozenset[int]
-    timers: Timers = Timers()
+    timers: Timers = field(default_factory=Timers)
     max_queued: int = 4096

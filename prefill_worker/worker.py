@@ -140,7 +140,7 @@ class PrefillWorker:
         commands: list[Command] = []
         for prefill, _, _ in self._in_step.pop(step, ()):
             self.leases.revoke_unclaimed(prefill.id)
-            commands += self._end(prefill, AttemptEnd.STEP_FAILED)
+            commands += self._withdraw(prefill) + self._end(prefill, AttemptEnd.STEP_FAILED)
         return commands
 
     def tick(self, now: float) -> list[Command]:
@@ -299,6 +299,13 @@ class PrefillWorker:
         self.leases.grant(prefill.id, asked.decode_node, now)
         offer = Offered(prefill.id, asked.request, asked.log, asked.gateway, handle, done, asked.num_preemptions)
         return [Tell(asked.decode_node, offer)]
+
+    def _withdraw(self, prefill: Prefill) -> list[Command]:
+        """The rest of what was claimed will not come: the reader must not wait for it, and releases what it has."""
+        if prefill.end is not None or not self.leases.is_claimed(prefill.id):
+            return []
+        reader = prefill.asked.decode_node
+        return [Tell(reader, ClaimAnswered(prefill.id, self._config.node, granted=False))]
 
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -7,7 +7,8 @@ from core.timers import Timers
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """`expected_output_tokens` bounds the growth that a decode credit covers beyond the prompt: below `max_tokens` a node
+    """`expected_output_tokens` bounds the growth that a decode credit covers beyond the prompt: below `max_tokens` a
+    node
     may be promised more than it has, and preempts when it comes to that. `max_skips` is how often one request may be
     overtaken, `max_overtaking` how far behind a blocked one the scheduler looks. `rejoin_wait_s` is how long a request
     waits for a node that can take it.

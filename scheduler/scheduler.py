@@ -35,6 +35,7 @@ from scheduler.policies.policy import Demand, Policy, Refusal, Route
 from scheduler.ratio import next_mixes
 from scheduler.view import Booking, ClusterView
 
+MAX_TOMBSTONES = 4096
 _NOT_A_TRY = frozenset({AttemptEnd.REFUSED, AttemptEnd.PREEMPTED})
 _HARMLESS = frozenset({AttemptEnd.FINISHED, AttemptEnd.HANDED_OFF, AttemptEnd.DROPPED})
 _ERROR_CODES = {AttemptEnd.KV_CORRUPT: "kv_corrupt", AttemptEnd.STEP_FAILED: "step_failed"}
@@ -54,6 +55,7 @@ class Scheduler:
         self._flights: dict[RequestId, Flight] = {}
         self._queue = WaitingQueue()
         self._ending: dict[AttemptId, float] = {}
+        self._tombstones: dict[RequestId, float] = {}
         self._finished_at: deque[float] = deque(maxlen=64)
         self.num_dropped_events = 0
 
@@ -106,7 +108,7 @@ class Scheduler:
             case StreamEnded(request, outcome):
                 return self._on_stream_ended(request, outcome, now)
             case RequestCancelled(request):
-                return self._on_cancelled(request)
+                return self._on_cancelled(request, now)
             case StreamSilent(request):
                 return self._on_silent(request, now)
             case NodeJoined(node, spec):
@@ -127,7 +129,7 @@ class Scheduler:
 
     def _on_arrived(self, event: RequestArrived, now: float) -> list[Command]:
         flight = Flight(event.request, event.gateway, now, waiting_since=now)
-        if flight.request.id in self._flights:
+        if flight.request.id in self._flights or flight.request.id in self._tombstones:
             self.num_dropped_events += 1
             return []
         refusal = self._refusal_at_the_door(flight)
@@ -141,12 +143,12 @@ class Scheduler:
         config, nodes = self.config, self.view.nodes.values()
         if not any(n.mix.accepts_prefill for n in nodes) or not any(n.mix.accepts_decode for n in nodes):
             return ErrorInfo("unavailable", "no node can take requests now", config.timers.dead_s)
-        limit = self.view.largest_pool_blocks
+        limit = self.view.largest_request_blocks
         needed = self._num_blocks(flight.num_tokens + flight.num_left)
         if needed > limit:
             return ErrorInfo(
                 "request_too_large_for_cluster",
-                f"prompt and max_tokens need {needed} KV blocks; the largest node has {limit}",
+                f"prompt and max_tokens need {needed} KV blocks; the largest nodes of both phases have {limit}",
             )
         if len(self._queue) >= config.max_queued_requests:
             limit_text = f"the queue holds {config.max_queued_requests} requests already"
@@ -189,7 +191,7 @@ class Scheduler:
         """A stream that ended by its nodes' own word needs no `Dropped`: their reports are on the way (see `Tick`)."""
         flight = self._flights.get(request)
         if flight is None:
-            self.num_dropped_events += 1
+            self._bury(request, now)
             return []
         attempt = flight.attempt
         self._forget(flight)
@@ -199,14 +201,21 @@ class Scheduler:
             self._finished_at.append(now)
         return []
 
-    def _on_cancelled(self, request: RequestId) -> list[Command]:
+    def _on_cancelled(self, request: RequestId, now: float) -> list[Command]:
         flight = self._flights.get(request)
         if flight is None:
-            self.num_dropped_events += 1
+            self._bury(request, now)
             return []
         attempt = flight.attempt
         self._forget(flight)
         return self._drop(attempt) if attempt else []
+
+    def _bury(self, request: RequestId, now: float) -> None:
+        """Its end may have overtaken its `RequestArrived`, which then must not begin anything."""
+        self.num_dropped_events += 1
+        if len(self._tombstones) >= MAX_TOMBSTONES:
+            del self._tombstones[next(iter(self._tombstones))]
+        self._tombstones[request] = now
 
     def _on_silent(self, request: RequestId, now: float) -> list[Command]:
         flight = self._flights.get(request)
@@ -329,6 +338,8 @@ class Scheduler:
         for attempt in [a for a, at in self._ending.items() if now - at >= self.config.timers.tick_s]:
             del self._ending[attempt]
             commands += self._drop(attempt)
+        lease_s = self.config.timers.lease_s
+        self._tombstones = {request: at for request, at in self._tombstones.items() if now - at <= lease_s}
         return commands
 
     def _reap(self, flight: Flight, now: float) -> list[Command]:
@@ -344,12 +355,10 @@ class Scheduler:
         return []
 
     def _is_hopeless(self, flight: Flight, now: float) -> bool:
-        """Whether no node that is here could ever take it, and none has come for long enough."""
+        """Whether no nodes that are here could ever take it, and none have come for long enough."""
         needed = self._num_blocks(flight.num_tokens + flight.num_left)
-        nodes = self.view.nodes.values()
-        fitting = [n for n in nodes if n.spec.num_blocks >= needed and n.mix.role != "closed"]
-        covered = any(n.mix.accepts_prefill for n in nodes) and any(n.mix.accepts_decode for n in nodes)
-        return not (fitting and covered) and now - flight.waiting_since > self.config.rejoin_wait_s
+        fits = needed <= self.view.largest_request_blocks
+        return not fits and now - flight.waiting_since > self.config.rejoin_wait_s
 
     def _backoff_s(self, flight: Flight) -> float:
         """Grows with failed tries, spread by 20 % either way by the request's own id."""

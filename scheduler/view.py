@@ -1,4 +1,5 @@
-"""What the scheduler knows of the nodes: what it has in flight there (truth), what they last said (belief, with its age)."""
+"""What the scheduler knows of the nodes: what it has in flight there (truth), what they last said (belief, with its
+age)."""
 
 from dataclasses import dataclass, field
 
@@ -96,9 +97,15 @@ class ClusterView:
         return len(self._where)
 
     @property
-    def largest_pool_blocks(self) -> int:
-        """Blocks of the largest pool; 0 without nodes."""
-        return max((node.spec.num_blocks for node in self.nodes.values()), default=0)
+    def largest_request_blocks(self) -> int:
+        """Blocks of the largest request that can be served to its end; 0 where a phase has no node.
+
+        The prefill nodes count in full: a request that resumes is computed again, with all that it has answered.
+        """
+        views = self.nodes.values()
+        prefill = max((view.spec.num_blocks for view in views if view.mix.accepts_prefill), default=0)
+        decode = max((view.spec.num_blocks for view in views if view.mix.accepts_decode), default=0)
+        return min(prefill, decode)
 
     def check(self) -> None:
         """Asserts that the sums are those of the bookings, and that nothing is promised twice."""

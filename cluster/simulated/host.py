@@ -7,9 +7,9 @@ from cluster.node import Node, NodeConfig
 from cluster.simulated.costs import Costs
 from cluster.simulated.fetches import Fetch
 from cluster.simulated.links import Links
+from cluster.simulated.lives import AttemptLives
 from cluster.simulated.loop import Loop
 from cluster.simulated.scenario import Fault, NodePlan
-from cluster.simulated.states import note_hits
 from cluster.simulated.watch import CHECK_EVERY, Watch
 from core.commands import Command, Emit, FetchKV, Lend, Revoke, RunStep, Tell
 from core.errors import Corrupt, LeaseExpired
@@ -54,6 +54,7 @@ class Host:
         self.node = node
         self.plan = plan
         self.machine = Node(node, config)
+        self.lives = AttemptLives(self.machine, place.watch)
         self.is_dead = False
         self.is_doomed = False
         self.paused_until = 0.0
@@ -89,9 +90,10 @@ class Host:
             return
         if isinstance(event, PeerLost):
             self._unbind(event.node)
-        note_hits(self._place.watch, self, event)
+        self.lives.before(event)
         for command in self.machine.handle(event, self._clock()):
             self._do(command)
+        self.lives.after(event)
         self._num_taken += 1
         if self._num_taken % CHECK_EVERY == 0:
             self.machine.check()
@@ -99,6 +101,7 @@ class Host:
 
     def end(self) -> None:
         """The process is gone, with all that ran in it."""
+        self.lives.note(Fault.KILL)
         self.is_dead = True
         self._steps.clear()
         self._fetches.clear()

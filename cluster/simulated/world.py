@@ -7,17 +7,21 @@ from cluster.simulated.door import Door
 from cluster.simulated.faults import Faults, delays_of, dice_of
 from cluster.simulated.host import Dice, Host, Place
 from cluster.simulated.links import Delays, Links
+from cluster.simulated.lives import RequestLives
 from cluster.simulated.loop import Loop
 from cluster.simulated.scenario import EOS_TOKEN_IDS, Arrival, Fault, NodePlan, Scenario
-from cluster.simulated.states import note_scheduler_hits
 from cluster.simulated.watch import CHECK_EVERY, Watch
 from core.commands import Tell
 from core.events import Event, NodeJoined, NodeLost, Overridden, PeerLost, SchedulerEvent, Tick
 from core.ids import SCHEDULER, Address, GatewayId, NodeId, RequestId
 from core.mix import NodeSpec, mix_of
 from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerConfig
 from scheduler.policies.least_loaded import LeastLoaded
 from scheduler.scheduler import Scheduler
+
+LOOKS_PER_TICK = 0.73
+"""How often it is asked whether all is quiet: out of step with ticks, whose reports are under way at the same phase."""
 
 
 class World:
@@ -33,6 +37,7 @@ class World:
         links = Links(self.loop, delays_of(scenario), self._deliver)
         self.place = Place(self.loop, links, scenario.costs, dice_of(scenario), self.watch, scenario.fenced_transport)
         self.scheduler = Scheduler(_scheduler_config(scenario), LeastLoaded())
+        self._lives = RequestLives(self.scheduler, self.watch)
         self.doors = {
             gateway: Door(gateway, scenario.timers, self.loop, links, self.watch) for gateway in scenario.gateways
         }
@@ -72,7 +77,7 @@ class World:
         end = self.loop.now + limit_s
         while noise := self.noise():
             assert self.loop.now < end, f"not quiet {limit_s:g} s after the last fault: {noise}"
-            self.loop.run(self.loop.now + self.scenario.timers.tick_s)
+            self.loop.run(self.loop.now + LOOKS_PER_TICK * self.scenario.timers.tick_s)
 
     def noise(self) -> list[str]:
         """What still goes on."""
@@ -154,10 +159,11 @@ class World:
             self.place.hosts[NodeId(to)].take(event)  # type: ignore[arg-type]
 
     def _schedule(self, event: SchedulerEvent) -> None:
-        note_scheduler_hits(self.watch, self.scheduler, event)
+        self._lives.before(event)
         for command in self.scheduler.handle(event, self.loop.now):
             assert isinstance(command, Tell), f"the scheduler may only tell: {command}"
             self.place.links.send(SCHEDULER, command.to, command.event)
+        self._lives.after(event)
         self._num_taken += 1
         if self._num_taken % CHECK_EVERY == 0:
             self.scheduler.check()
@@ -206,4 +212,5 @@ class World:
 
 def _scheduler_config(scenario: Scenario) -> SchedulerConfig:
     expected = 1 if scenario.overcommit else 64
-    return SchedulerConfig(expected_output_tokens=expected, timers=scenario.timers)
+    wait_s = 4 * scenario.timers.dead_s
+    return SchedulerConfig(expected_output_tokens=expected, rejoin_wait_s=wait_s, timers=scenario.timers)

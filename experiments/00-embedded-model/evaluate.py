@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,19 +149,17 @@ DAMAGES: tuple[Damage, ...] = (
 
 
 def prompt_ranges_swapped(case: Case) -> Case:
-    """The prompt with two 16-token ranges swapped; the first range ends in the middle of the word."""
-    start = case.word_at + case.num_word_tokens // 2 - BLOCK_TOKENS
-    start, there = max(2, start), case.word_at + 8 * BLOCK_TOKENS
-    ids = list(case.ids)
+    """The prompt with two ranges of at most 16 tokens swapped; the first ends in the middle of the word."""
     stop = case.word_at + case.num_word_tokens // 2
+    start, there = max(2, stop - BLOCK_TOKENS), case.word_at + 8 * BLOCK_TOKENS
     width = stop - start
+    ids = list(case.ids)
     ids[start:stop], ids[there : there + width] = ids[there : there + width], ids[start:stop]
     return Case(tuple(ids), case.word, case.word_at, case.num_word_tokens)
 
 
-def is_right(subject: Subject, case: Case, damage: Damage) -> bool:
-    cache = subject.prefill(case.ids)
-    damage(subject, case, cache)
+def is_right(subject: Subject, case: Case, cache: DynamicCache) -> bool:
+    """Whether the answer begins with the whole code word. Uses the cache up."""
     return subject.decode(cache, case.ids[-1]).startswith(case.word)
 
 
@@ -169,7 +168,7 @@ def accuracy_by_distance(subject: Subject, distances: Sequence[int], num_cases: 
     figures: dict[str, float] = {}
     for distance in distances:
         cases = [subject.case(distance * 1000 + n, distance - 20) for n in range(num_cases)]
-        right = sum(is_right(subject, case, intact) for case in cases)
+        right = sum(is_right(subject, case, subject.prefill(case.ids)) for case in cases)
         figures[f"accuracy_at_{distance}"] = right / num_cases
         figures[f"mean_distance_at_{distance}"] = round(sum(case.distance for case in cases) / num_cases, 1)
         print(f"distance {distance}: {right}/{num_cases}", flush=True)
@@ -181,9 +180,13 @@ def accuracy_by_arm(subject: Subject, num_cases: int) -> dict[str, float]:
     cases = [subject.case(10_000_000 + n, 500 + n * 120 // num_cases) for n in range(num_cases)]
     right: Counter[str] = Counter()
     for case in cases:
+        arrived = subject.prefill(case.ids)
         for damage in DAMAGES:
-            right[damage.__name__] += is_right(subject, case, damage)
-        right["prompt_ranges_swapped"] += is_right(subject, prompt_ranges_swapped(case), intact)
+            cache = deepcopy(arrived)
+            damage(subject, case, cache)
+            right[damage.__name__] += is_right(subject, case, cache)
+        torn = prompt_ranges_swapped(case)
+        right["prompt_ranges_swapped"] += is_right(subject, torn, subject.prefill(torn.ids))
     distances = [case.distance for case in cases]
     print(f"arms: distances {min(distances)} to {max(distances)}: {dict(right)} of {num_cases}", flush=True)
     names = [damage.__name__ for damage in DAMAGES] + ["prompt_ranges_swapped"]
@@ -211,7 +214,7 @@ def load(folder: Path, kind: torch.dtype) -> Subject:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "engine" / "embedded")
-    parser.add_argument("--cases", type=int, default=200, help="prompts per distance")
+    parser.add_argument("--cases", type=int, default=100, help="prompts per distance")
     parser.add_argument("--arm-cases", type=int, default=200, help="prompts per arm")
     parser.add_argument("--distances", type=int, nargs="+", default=DISTANCES)
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")

@@ -9,7 +9,8 @@ BUSY = Refusal("busy", "all blocks of the nodes that could take it are booked")
 
 
 class LeastLoaded:
-    """Sends a prompt where it starts soonest; decodes it there if that node decodes, else on the emptiest decode node."""
+    """Sends a prompt where it starts soonest; decodes it there if that node decodes, else on the emptiest decode
+    node."""
 
     def route(self, demand: Demand, view: ClusterView, now: float) -> Route | Refusal:
         """Nodes to avoid are tried last."""

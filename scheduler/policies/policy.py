@@ -12,7 +12,8 @@ from scheduler.view import ClusterView
 class Demand:
     """What a request needs now. Blocks are credits: of the prompt (with its log), and of prompt and expected growth.
 
-    `prefill_tokens` are to be computed. `avoid` are nodes on which an earlier try failed: taken only where no other can.
+    `prefill_tokens` are to be computed. `avoid` are nodes on which an earlier try failed: taken only where no other
+    can.
     """
 
     request: Request

@@ -173,9 +173,10 @@ class FirstFit:
             case AttemptFinished(attempt, node, end):
                 self.finished.append((node, end))
                 request = request_of(attempt)
-                if end is not AttemptEnd.FINISHED and request in self.routed:
+                if end is AttemptEnd.FINISHED:
+                    self.routed.pop(request, None)
+                elif end is not AttemptEnd.HANDED_OFF and request in self.routed:
                     return [self._fail(request, end.value)]
-                self.routed.pop(request, None)
         return []
 
     def _route(self, request: RequestId, log: bytes) -> list[Command]:

@@ -1,56 +1,51 @@
-"""The same cluster of small machines, its nodes as Ray actors."""
+"""A cluster whose nodes are Ray actors: the same tokens, the same deaths, and nothing of Ray left behind."""
 
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from cluster.live.config import RaySettings, slots_of
+from cluster.live.config import NodeSettings, RaySettings, slots_of
 from cluster.live.ray_actors import RayLauncher
-from core.goodput import Outcome
-from tests.live.aviary import Aviary, exists, parrots
-from tests.live.parrot import build_parrot
+from core.errors import ConfigError
 from tests.live.posts import until
+from tests.live.test_model_cluster import expected, running, settings
+
+__all__ = ["expected", "settings"]
 
 pytestmark = pytest.mark.ray
 
 
-@asynccontextmanager
-async def running() -> AsyncIterator[Aviary]:
-    """One prefill and one decode parrot as actors of a Ray of their own."""
-    slots = slots_of(1, 1, 0, 256, 8)
-    aviary = parrots(slots, RayLauncher(RaySettings(), slots, build_parrot))
-    await aviary.cluster.start()
-    pids = [node.pid for node in aviary.nodes.values()]
-    try:
-        yield aviary
-        pids += [node.pid for node in aviary.nodes.values()]
-    finally:
-        await aviary.cluster.stop()
-    await until(lambda: not any(exists(pid) for pid in pids))
-
-
-def test_a_request_walks_through_two_actors_and_a_killed_one_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_actors_say_what_one_executor_says_and_a_killed_one_costs_no_request(
+    settings: NodeSettings, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def walk() -> None:
-        async with running() as aviary:
-            assert await aviary.ask("before", 5, 6, 7) is Outcome.FINISHED
-            before = aviary.nodes
+        async with running(settings, slots_of(1, 1, 0, 32, 8), "ray") as here:
+            here.open("before")
+            assert await here.tokens("before") == expected
+            before = {node.slot: node for node in here.cluster.state().nodes}
             assert len({node.pid for node in before.values()} | {os.getpid()}) == 3
             assert len({node.actor_id for node in before.values()} - {""}) == 2
+            for i in range(4):
+                here.open(f"r{i}")
+            await until(lambda: "r0" in here.door.tokens)
             os.kill(before["decode-0"].pid, signal.SIGKILL)
-            await until(lambda: bool(aviary.scheduler.lost))
-            await until(lambda: len(aviary.scheduler.nodes) == 2)
-            after = aviary.nodes
+            for i in range(4):
+                assert await here.tokens(f"r{i}") == expected
+            await until(lambda: here.pids().get("decode-0", before["decode-0"].pid) != before["decode-0"].pid)
+            after = {node.slot: node for node in here.cluster.state().nodes}
             assert after["decode-0"].node != before["decode-0"].node
             assert after["prefill-0"].node == before["prefill-0"].node
-            assert await aviary.ask("after", 3, 4) is Outcome.FINISHED
 
     monkeypatch.setenv("HOME", str(tmp_path))
+    environment = dict(os.environ)
     asyncio.run(walk())
     assert list(tmp_path.iterdir()) == [], "Ray wrote into the home folder"
+    assert dict(os.environ) == environment
+
+
+def test_rays_client_protocol_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="ray://"):
+        RayLauncher(RaySettings(address="ray://head:10001"), ())

@@ -1,0 +1,154 @@
+"""The command line: `penstock serve | generate | demo | doctor`."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cluster.console import OUT, StartProgress, print_error
+from cluster.flags import DEFAULT_PORT, add_address_flags, add_cluster_flags, service_config
+from core.errors import PenstockError
+from core.timers import Timers
+
+if TYPE_CHECKING:
+    from cluster.service import Service
+
+EXIT_FAILED = 1
+EXIT_BAD_CONFIG = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status: 0 well, 1 failed, 2 wrong flags or configuration, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        return int(args.run(args))
+    except PenstockError as error:
+        print_error(error)
+        return EXIT_BAD_CONFIG if error.fault in ("operator", "caller") else EXIT_FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="penstock", description="Disaggregated prefill/decode serving for LLMs.")
+    levels = ("debug", "info", "warning", "error")
+    parser.add_argument("--log-level", choices=levels, default="warning", help="of this process and its nodes")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+
+    serve = commands.add_parser("serve", help="start a cluster and answer gRPC requests")
+    add_cluster_flags(serve)
+    add_address_flags(serve)
+    serve.set_defaults(run=_serve)
+
+    generate = commands.add_parser("generate", help="send one prompt to a running server, print the answer as it comes")
+    _add_generate_flags(generate)
+    generate.set_defaults(run=_generate)
+
+    demo = commands.add_parser("demo", help="start a cluster, stream answers, check them, print a goodput table")
+    add_cluster_flags(demo)
+    add_address_flags(demo, default_port=0)
+    demo.add_argument("--json", metavar="FILE", default=None, help="write figures and raw samples here")
+    demo.add_argument("--rates", type=float, nargs="+", default=[2.0, 6.0], help="request rates of the goodput table")
+    demo.add_argument(
+        "--load-seconds", type=float, default=6.0, help="length of each cell of the goodput table; 0: none"
+    )
+    demo.add_argument("--ttft-slo", type=float, default=0.5, metavar="SECONDS", help="of the goodput table")
+    demo.add_argument("--tpot-slo", type=float, default=0.02, metavar="SECONDS", help="of the goodput table")
+    demo.set_defaults(run=_demo)
+
+    doctor = commands.add_parser("doctor", help="check this machine and say what to do about what is wrong")
+    doctor.add_argument("--json", metavar="FILE", default=None, help="write the findings here")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="the text; '-' reads standard input")
+    parser.add_argument("--address", default=f"127.0.0.1:{DEFAULT_PORT}", help="of the server")
+    parser.add_argument("--raw", action="store_true", help="send the text as it is, without the model's chat template")
+    parser.add_argument("--model", default="", help="the served model's name (default: whichever is served)")
+    parser.add_argument("--max-tokens", type=int, default=None)
+    parser.add_argument("--temperature", type=float, default=None)
+    parser.add_argument("--top-k", type=int, default=None)
+    parser.add_argument("--top-p", type=float, default=None)
+    parser.add_argument("--min-p", type=float, default=None)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--ignore-eos", action="store_true")
+    parser.add_argument("--timing", action="store_true", help="print where the time went, on standard error")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
+
+
+def _serve(args: argparse.Namespace) -> int:
+    return asyncio.run(_serve_until_signal(args))
+
+
+async def _serve_until_signal(args: argparse.Namespace) -> int:
+    from cluster.service import Service
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    with StartProgress() as progress:
+        service = Service(service_config(args), progress.report)
+        starting = asyncio.ensure_future(service.start())
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            return 130
+        await starting
+    nodes = ", ".join(f"{state.slot} (pid {state.pid}, {state.mix.role})" for state in service.cluster.state().nodes)
+    OUT.print(f"penstock: serving {service.config.served_model_name} on {service.address}; nodes: {nodes}")
+    OUT.print(f"penstock: try: penstock generate --address {service.address} 'What is a penstock?'")
+    broken = asyncio.ensure_future(service.cluster.broken())
+    await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
+    if broken.done():
+        print(f"penstock: an invariant is broken, stopping: {broken.result()}", file=sys.stderr)
+        await service.stop()
+        return EXIT_FAILED
+    broken.cancel()
+    OUT.print(f"penstock: stopping; open requests may take up to {Timers().drain_s:g} s (again to stop at once)")
+    await _stop_unless_asked_again(service, stop)
+    return 0
+
+
+async def _stop_unless_asked_again(service: "Service", stop: asyncio.Event) -> None:
+    stop.clear()
+    gently = asyncio.ensure_future(service.stop(grace_s=Timers().drain_s))
+    again = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({gently, again}, return_when=asyncio.FIRST_COMPLETED)
+    if not gently.done():
+        gently.cancel()
+        await asyncio.gather(gently, return_exceptions=True)
+        await service.cluster.stop()
+    again.cancel()
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from cluster.generate import generate
+
+    return generate(args)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from cluster.demo import run_demo
+
+    return asyncio.run(run_demo(args))
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from cluster.doctor import run_doctor
+
+    return run_doctor(args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Flags of a cluster, named as vLLM names them, and what they mean in our words."""
+
+import argparse
+from pathlib import Path
+
+from cluster.live.config import LiveConfig, NodeSettings, RaySettings, slots_of
+from cluster.service import EMBEDDED_MODEL, EMBEDDED_NAME, ServiceConfig
+from core.errors import ConfigError
+from core.kv import DTYPE_BYTES
+from scheduler.config import SchedulerConfig
+
+DEFAULT_PORT = 50051
+
+
+def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """Everything that makes a cluster: model, layout, engine, launcher."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=str(EMBEDDED_MODEL),
+        help="a Hugging Face model folder (default: the embedded model)",
+    )
+    layout = parser.add_argument_group("layout")
+    layout.add_argument("--prefill", type=int, default=None, metavar="N", help="nodes that prefill only")
+    layout.add_argument("--decode", type=int, default=None, metavar="N", help="nodes that decode only")
+    layout.add_argument("--aggregated", type=int, default=None, metavar="N", help="nodes that do both")
+    layout.add_argument("--launcher", choices=("ray", "local"), default="ray", help="Ray actors, or plain processes")
+    layout.add_argument("--ray-address", default=None, help="join this Ray cluster instead of starting one here")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--served-model-name", default=None, help="the name clients use (default: the folder's)")
+    engine.add_argument("--dtype", choices=tuple(DTYPE_BYTES), default="float32", help="of weights and KV")
+    engine.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    engine.add_argument("--load-format", choices=("safetensors", "dummy"), default="safetensors")
+    engine.add_argument("--max-model-len", type=int, default=None, help="tokens of prompt and answer together")
+    engine.add_argument("--block-size", type=int, default=16, help="tokens in a KV block")
+    engine.add_argument("--kv-cache-memory-bytes", type=int, default=256 << 20, help="KV pool of each node")
+    engine.add_argument("--num-gpu-blocks-override", type=int, default=None, metavar="N", help="KV blocks of each node")
+    engine.add_argument("--max-num-seqs", type=int, default=64, help="rows that decode in one step")
+    engine.add_argument(
+        "--max-num-batched-tokens",
+        type=int,
+        default=576,
+        help="tokens of one step, decode rows counted; prefill gets what --max-num-seqs leaves",
+    )
+    engine.add_argument("--max-steps-in-flight", type=int, choices=(1, 2), default=1, help="2: plan ahead of results")
+    engine.add_argument("--num-threads", type=int, default=1, help="compute threads of each node")
+
+
+def add_address_flags(parser: argparse.ArgumentParser, default_port: int = DEFAULT_PORT) -> None:
+    """Where the gRPC server listens."""
+    parser.add_argument("--host", default="127.0.0.1", help="address that the gRPC server binds")
+    parser.add_argument("--grpc-port", type=int, default=default_port, help="0 lets the kernel choose")
+
+
+def service_config(args: argparse.Namespace) -> ServiceConfig:
+    """The flags as configuration. Raises ConfigError with every problem that the flags alone show."""
+    problems = _problems(args)
+    if problems:
+        raise ConfigError(problems)
+    prefill, decode, aggregated = _layout(args)
+    model = Path(args.model).expanduser().resolve()
+    node = NodeSettings(
+        model=model,
+        dtype=args.dtype,
+        load_format=args.load_format,
+        device=args.device,
+        block_size=args.block_size,
+        num_kv_blocks=args.num_gpu_blocks_override,
+        kv_cache_memory_bytes=args.kv_cache_memory_bytes,
+        max_model_len=args.max_model_len,
+        max_steps_in_flight=args.max_steps_in_flight,
+        num_threads=args.num_threads,
+    )
+    budget = prefill_tokens_per_step(args.max_num_batched_tokens, args.max_num_seqs)
+    live = LiveConfig(
+        node,
+        slots_of(prefill, decode, aggregated, budget, args.max_num_seqs),
+        launcher=args.launcher,
+        ray=RaySettings(address=args.ray_address),
+    )
+    embedded = model == EMBEDDED_MODEL
+    name = args.served_model_name or (EMBEDDED_NAME if embedded else model.name)
+    return ServiceConfig(live, name, args.host, args.grpc_port, SchedulerConfig())
+
+
+def prefill_tokens_per_step(max_num_batched_tokens: int, max_num_seqs: int) -> int:
+    """vLLM's step budget counts decode rows, ours does not: the one place where they are converted."""
+    return max_num_batched_tokens - max_num_seqs
+
+
+def _layout(args: argparse.Namespace) -> tuple[int, int, int]:
+    if args.prefill is None and args.decode is None and args.aggregated is None:
+        return 1, 1, 0
+    return args.prefill or 0, args.decode or 0, args.aggregated or 0
+
+
+def _problems(args: argparse.Namespace) -> list[str]:
+    found = [
+        f"--{name} must not be negative, not {value}"
+        for name in ("prefill", "decode", "aggregated")
+        if (value := getattr(args, name)) is not None and value < 0
+    ]
+    for flag in ("block_size", "kv_cache_memory_bytes", "max_num_seqs", "num_threads"):
+        if getattr(args, flag) < 1:
+            found.append(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
+    for flag in ("num_gpu_blocks_override", "max_model_len"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            found.append(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
+    if args.max_num_batched_tokens <= args.max_num_seqs:
+        found.append(
+            f"--max-num-batched-tokens ({args.max_num_batched_tokens}) must exceed --max-num-seqs "
+            f"({args.max_num_seqs}): prefill gets the difference"
+        )
+    if not 0 <= args.grpc_port <= 65535:
+        found.append(f"--grpc-port must be from 0 to 65535, not {args.grpc_port}")
+    return found

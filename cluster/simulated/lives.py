@@ -1,0 +1,126 @@
+"""Compares the moves of requests and attempts with `core.lifecycle`, and counts which event met which state."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cluster.node import Node
+from cluster.simulated.watch import Watch
+from core.events import Event, KVFailed, MixChanged, NodeLost, Offered, PeerLost, Submitted, Tick
+from core.ids import AttemptId, NodeId, RequestId, request_of
+from core.lifecycle import DECODE, PREFILL, REQUEST, DecodeState, PrefillState, RequestState, State, Table, moves
+from core.step import StepPlan
+from scheduler.scheduler import Scheduler
+
+_ALLOWED: dict[tuple[str, State, type[Event] | None], frozenset[State]] = {}
+
+
+def check_move(table: Table, old: State, event: Event | None, new: State) -> None:
+    """As `core.lifecycle.check_move`, but remembers the answers."""
+    key = (table.title, old, None if event is None else type(event))
+    allowed = _ALLOWED.get(key)
+    if allowed is None:
+        allowed = _ALLOWED[key] = moves(table, old, event)
+    assert new in allowed, f"{table.title}: {old} -> {new} on {event!r}; allowed: {sorted(allowed)}"
+
+
+def cell(table: Table, state: State, event: str) -> tuple[str, str]:
+    """The name under which a hit is counted."""
+    return f"{table.title.rpartition(' ')[2]} {state}", event
+
+
+def event_word(event: Event) -> str:
+    """How an event is called in the hits: its class, and how a fetch failed."""
+    return f"KVFailed({event.end.value})" if isinstance(event, KVFailed) else type(event).__name__
+
+
+@dataclass(slots=True)
+class AttemptLives:
+    """The attempts of one node: where they stood before an event, and where they stand after it.
+
+    Owns: which peer each attempt was said to have, and which step holds which attempts.
+    """
+
+    machine: Node
+    watch: Watch
+    peers: dict[AttemptId, NodeId] = field(default_factory=dict)
+    steps: dict[int, StepPlan] = field(default_factory=dict)
+    _before: list[tuple[AttemptId, PrefillState, DecodeState]] = field(default_factory=list)
+
+    def before(self, event: Event) -> None:
+        """Note where those stand that the event is about."""
+        if isinstance(event, Submitted):
+            self.peers[event.attempt] = event.decode_node
+        elif isinstance(event, Offered):
+            self.peers[event.attempt] = event.handle.owner
+        prefill, decode = self.machine.prefill, self.machine.decode
+        self._before = [(at, prefill.state_of(at), decode.state_of(at)) for at in self._concerned(event)]
+
+    def after(self, event: Event) -> None:
+        """Compare with where they stand now. A tick is a hit only where it moved something."""
+        prefill, decode, hits = self.machine.prefill, self.machine.decode, self.watch.hits
+        word = event_word(event)
+        for attempt, old_prefill, old_decode in self._before:
+            new_prefill, new_decode = prefill.state_of(attempt), decode.state_of(attempt)
+            at_prefill = old_prefill is not PrefillState.GONE or old_decode is DecodeState.GONE
+            check_move(PREFILL, old_prefill, event if at_prefill else None, new_prefill)
+            check_move(DECODE, old_decode, event, new_decode)
+            if isinstance(event, Tick) and (old_prefill, old_decode) == (new_prefill, new_decode):
+                continue
+            if at_prefill:
+                hits[cell(PREFILL, old_prefill, word)] += 1
+            if old_decode is not DecodeState.GONE or old_prefill is PrefillState.GONE:
+                hits[cell(DECODE, old_decode, word)] += 1
+
+    def note(self, fault: str) -> None:
+        """Something befell the whole node."""
+        for attempt in self._all():
+            state = self.machine.prefill.state_of(attempt)
+            if state is not PrefillState.GONE:
+                self.watch.hits[cell(PREFILL, state, fault)] += 1
+            else:
+                self.watch.hits[cell(DECODE, self.machine.decode.state_of(attempt), fault)] += 1
+
+    def _all(self) -> tuple[AttemptId, ...]:
+        return self.machine.prefill.attempts + self.machine.decode.attempts
+
+    def _concerned(self, event: Event) -> Iterable[AttemptId]:
+        match event:
+            case PeerLost(node):
+                return [attempt for attempt in self._all() if self.peers.get(attempt) == node]
+            case MixChanged() | Tick():
+                return self._all()
+        attempt = getattr(event, "attempt", None)
+        return () if attempt is None else (attempt,)
+
+
+@dataclass(slots=True)
+class RequestLives:
+    """The requests at the scheduler, likewise."""
+
+    scheduler: Scheduler
+    watch: Watch
+    _before: list[tuple[RequestId, RequestState]] = field(default_factory=list)
+
+    def before(self, event: Event) -> None:
+        """Note where those stand that the event is about."""
+        self._before = [(request, self.scheduler.state_of(request)) for request in self._concerned(event)]
+
+    def after(self, event: Event) -> None:
+        """Compare with where they stand now."""
+        word = event_word(event)
+        for request, old in self._before:
+            check_move(REQUEST, old, event, self.scheduler.state_of(request))
+            self.watch.hits[cell(REQUEST, old, word)] += 1
+
+    def _concerned(self, event: Event) -> Iterable[RequestId]:
+        match event:
+            case NodeLost(node):
+                view = self.scheduler.view.nodes.get(node)
+                return {request_of(attempt): None for attempt in view.bookings} if view else ()
+            case _:
+                if (attempt := getattr(event, "attempt", None)) is not None:
+                    return (request_of(attempt),)
+        request = getattr(event, "request", None)
+        if request is None:
+            return ()
+        return (getattr(request, "id", request),)
