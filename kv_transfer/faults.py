@@ -1,8 +1,8 @@
 """A fault on purpose, for tests and the demo: `PENSTOCK_FAULT_FLIP_KV_BYTE` spoils one byte of transferred KV.
 
-1: after the copy and before the digest is compared, so the fetch must end as Corrupt. 2: after the comparison, so
-nothing in the protocol can notice, and a comparison of the tokens with a reference must. Once per transport, in the
-first block that it moves.
+1: after the copy and before the digest is compared, so the fetch must end as Corrupt; once per transport, in the first
+block that it moves. 2: after the comparison, so nothing in the protocol can notice, and a comparison of the tokens with
+a reference must; in every block, because a trained head may give a single far token no weight at all.
 """
 
 import logging
@@ -20,6 +20,9 @@ from core.kv import DTYPE_BYTES, KVLayout
 logger = logging.getLogger(__name__)
 
 SWITCH = "PENSTOCK_FAULT_FLIP_KV_BYTE"
+
+FAR_OFF = 0x44
+"""The last byte of 512 and more in float32 and bfloat16, of 4 and more in float16."""
 
 Block = npt.NDArray[np.uint8]
 
@@ -54,10 +57,10 @@ class FlipMode(Enum):
 
 
 class FlipOneByte:
-    """Flips the exponent of a value of the first block; the value's place makes it certain to matter.
+    """Spoils the sign and exponent of a value of a block: of layer 0, head 0, its first token.
 
-    It is the first value of layer 0, head 0 of token 0: values enter every later sum, and a flipped top bit of the
-    exponent moves a number of usual size by a factor of 2^64 or more (in f16: 2^16).
+    Values enter every later sum, and a number of usual size becomes some hundreds (in f16: some units): far off, and
+    yet no infinity, which the sampler would find.
     """
 
     def __init__(self, mode: FlipMode, layout: KVLayout) -> None:
@@ -71,14 +74,14 @@ class FlipOneByte:
         self._flip(block, FlipMode.BEFORE_CHECK)
 
     def after_check(self, block: Block) -> None:
-        """Flip now, if this is mode 2 and the first block."""
+        """Flip now, if this is mode 2."""
         self._flip(block, FlipMode.AFTER_CHECK)
 
     def _flip(self, block: Block, mode: FlipMode) -> None:
         if mode is self._mode and not self._done:
-            self._done = True
-            block[self._offset] ^= 0x40
-            logger.error("%s=%s: flipped a bit of byte %d of a transferred KV block", SWITCH, mode.value, self._offset)
+            self._done = mode is FlipMode.BEFORE_CHECK
+            block[self._offset] = FAR_OFF if block[self._offset] != FAR_OFF else 0
+            logger.error("%s=%s: spoiled byte %d of a transferred KV block", SWITCH, mode.value, self._offset)
 
 
 def faults_from_environment(layout: KVLayout, environment: Mapping[str, str] = os.environ) -> Faults:

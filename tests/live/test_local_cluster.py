@@ -55,7 +55,7 @@ def test_a_request_walks_through_two_processes_and_its_kv_moves() -> None:
     asyncio.run(walk())
 
 
-@pytest.mark.parametrize("slot", ["prefill-0", "decode-0"])
+@pytest.mark.parametrize("slot", [pytest.param("prefill-0", marks=pytest.mark.slow), "decode-0"])
 def test_a_killed_node_is_lost_at_once_and_a_new_incarnation_takes_its_place(slot: str) -> None:
     async def walk() -> None:
         async with running() as aviary:
@@ -126,6 +126,7 @@ def test_what_is_wrong_with_the_configuration_is_told_at_start_and_nothing_stays
     asyncio.run(walk())
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_while_it_starts_fails_the_start() -> None:
     async def walk() -> None:
         slots = (NodeSlot("dying-0", mix_of("mixed", 256, 8)),)

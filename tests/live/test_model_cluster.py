@@ -94,6 +94,9 @@ class Running:
         assert self.door.ends[name].outcome is Outcome.FINISHED, self.door.ends[name].error
         return self.door.tokens[name]
 
+    def roles(self) -> dict[str, str]:
+        return {node.slot: node.mix.role for node in self.cluster.state().nodes}
+
     def pids(self) -> dict[str, int]:
         return {node.slot: node.pid for node in self.cluster.state().nodes}
 

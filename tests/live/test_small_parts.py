@@ -1,0 +1,91 @@
+"""The parts of the live shell that need no process."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.api import generate
+from cluster.live import supervisor
+from cluster.live.config import LiveConfig, NodeSettings, slots_of
+from cluster.live.frames import MAX_FRAME_BYTES, read_frame, write_frame
+from cluster.live.last_events import LastEvents
+from cluster.live.orders import own_address_towards
+from core.events import RequestArrived, Tick, TokensEmitted
+from core.ids import AttemptId, GatewayId
+from tests.live.parrot import question
+
+
+def test_generated_code_is_what_the_protos_give() -> None:
+    assert generate.main(["--check"]) == 0
+
+
+def test_frames_pass_a_pipe_whole() -> None:
+    out, into = os.pipe()
+    with os.fdopen(out, "rb", buffering=0) as reader:
+        for message in (b"", b"one", bytes(50_000)):
+            write_frame(into, message)
+            assert read_frame(reader) == message
+        os.write(into, b"\x05\x00\x00\x00cut")
+        os.close(into)
+        with pytest.raises(EOFError):
+            read_frame(reader)
+
+
+def test_a_frame_that_claims_too_much_is_refused_before_it_is_read() -> None:
+    out, into = os.pipe()
+    with os.fdopen(out, "rb", buffering=0) as reader:
+        os.write(into, (MAX_FRAME_BYTES + 1).to_bytes(4, "little"))
+        os.close(into)
+        with pytest.raises(ValueError, match="limit"):
+            read_frame(reader)
+
+
+def test_the_report_of_a_broken_invariant_holds_the_last_events_and_no_token() -> None:
+    last = LastEvents(limit=3)
+    last.note("too old", 0.0)
+    last.note(RequestArrived(question("r1", (4711,) * 40), GatewayId("g")), 1.0)
+    last.note(TokensEmitted((AttemptId("r1#0"),), (0,), (4712,), (None,), (None,)), 2.0)
+    last.note(Tick(), 3.0)
+    arrived, emitted, tick = last.report()
+    assert "id='r1'" in arrived
+    assert "token_ids=<160>" in arrived
+    assert "r1#0" in emitted
+    assert "token_ids=<1>" in emitted
+    assert "4711" not in arrived + emitted
+    assert "4712" not in arrived + emitted
+    assert tick == "3.000000 Tick()"
+
+
+def test_the_first_death_costs_no_pause_and_too_many_end_the_slot() -> None:
+    slot = supervisor._Slot(slots_of(1, 0, 0, 1, 1)[0], ready=None)  # type: ignore[arg-type]
+    pauses = [slot.die(float(i)) for i in range(supervisor.MAX_DEATHS)]
+    assert pauses == [0.0, 0.5, 1.0, 2.0, None]
+
+
+def test_deaths_that_are_long_ago_are_forgiven() -> None:
+    slot = supervisor._Slot(slots_of(1, 0, 0, 1, 1)[0], ready=None)  # type: ignore[arg-type]
+    assert [slot.die(i * (supervisor.DEATHS_WINDOW_S + 1)) for i in range(9)] == [0.0] * 9
+    assert slot.num_deaths == 9
+
+
+def test_slots_are_named_for_what_they_start_as() -> None:
+    slots = slots_of(2, 1, 1, 256, 8)
+    assert [(slot.name, slot.mix.role) for slot in slots] == [
+        ("prefill-0", "prefill"),
+        ("prefill-1", "prefill"),
+        ("decode-0", "decode"),
+        ("aggregated-0", "mixed"),
+    ]
+
+
+def test_all_problems_of_a_configuration_are_told_together(tmp_path: Path) -> None:
+    config = LiveConfig(NodeSettings(tmp_path / "none"), slots_of(1, 0, 0, 256, 8), launcher="slurm")
+    text = "\n".join(config.problems())
+    assert "launcher 'slurm'" in text
+    assert "no node accepts decode" in text
+    assert "is not a folder" in text
+
+
+def test_a_node_listens_where_its_head_can_reach_it() -> None:
+    assert own_address_towards("127.0.0.1:9") == "127.0.0.1"
