@@ -164,7 +164,7 @@ REQUEST = Table(
     _R.ENDED,
     frozenset({_R.ENDED}),
     _rows(
-        (_R.ENDED, events.RequestArrived, "waiting ended", "queue it; refuse where a bound is reached; tombstone: nothing"),
+        (_R.ENDED, events.RequestArrived, "waiting ended", "queue it; a bound is reached: refuse; tombstone: nothing"),
         (_R.ENDED, events.RequestCancelled, "ended", "tombstone for one lease: it may have overtaken `RequestArrived`"),
         (_R.ENDED, events.StreamEnded, "ended", "likewise"),
         (_R.ENDED, events.AttemptFinished, "ended", "return that node's credits, booked until now"),
@@ -181,7 +181,8 @@ REQUEST = Table(
         (_R.ROUTED, events.StreamSilent, "resuming", "`AttemptLost` to the gateway, `Dropped` to the nodes"),
         (_R.ROUTED, events.StreamEnded, "ended", "`Dropped` to nodes that have not reported"),
         (_R.ROUTED, events.RequestCancelled, "ended", "`Dropped` to both nodes at once"),
-        (_R.ROUTED, events.Tick, "routed ended", "deadline over: `RequestEnded`, `Dropped`"),
+        (_R.ROUTED, events.Tick, "routed resuming ended", "deadline over: `RequestEnded`, `Dropped`; all nodes have "
+         "reported, and its last tokens do not come: `AttemptLost`"),
         (_R.RESUMING, events.RequestResumed, "waiting ended", "eligible: wait with the log, by age; else failed"),
         (_R.RESUMING, events.RequestCancelled, "ended", "nothing runs for it any more"),
         (_R.RESUMING, events.StreamEnded, "ended", "the stream was complete after all"),

@@ -14,6 +14,7 @@ class Flight:
     """One request. `log` is what the gateway has delivered; `attempt` the current try, None while it waits.
 
     `num_tries` counts failed tries, `num_losses` those that ended with a node, `num_preemptions` neither.
+    `unheld_since`: all nodes have reported its attempt, and the gateway has not ended the stream yet.
     """
 
     request: Request
@@ -30,6 +31,7 @@ class Flight:
     waiting_since: float = 0.0
     not_before: float = 0.0
     resuming_since: float = 0.0
+    unheld_since: float | None = None
     avoid: frozenset[NodeId] = frozenset()
     error: ErrorInfo | None = None
 

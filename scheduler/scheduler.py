@@ -36,7 +36,6 @@ from scheduler.ratio import next_mixes
 from scheduler.view import Booking, ClusterView
 
 MAX_TOMBSTONES = 4096
-_NOT_A_TRY = frozenset({AttemptEnd.REFUSED, AttemptEnd.PREEMPTED})
 _HARMLESS = frozenset({AttemptEnd.FINISHED, AttemptEnd.HANDED_OFF, AttemptEnd.DROPPED})
 _ERROR_CODES = {AttemptEnd.KV_CORRUPT: "kv_corrupt", AttemptEnd.STEP_FAILED: "step_failed"}
 
@@ -67,6 +66,11 @@ class Scheduler:
         return flight.state if flight else RequestState.ENDED
 
     @property
+    def live_requests(self) -> tuple[RequestId, ...]:
+        """Requests that have not ended, oldest first."""
+        return tuple(self._flights)
+
+    @property
     def num_waiting(self) -> int:
         """Requests without a route."""
         return len(self._queue)
@@ -95,6 +99,8 @@ class Scheduler:
     def handle(self, event: SchedulerEvent, now: float) -> list[Command]:
         """Take one event; the commands are `Tell` only."""
         commands = self._dispatch(event, now)
+        if isinstance(event, StatsReported | StreamSilent):
+            return commands  # frees nothing and brings nobody; the next tick routes by what it said
         return commands + self._route_waiting(now)
 
     def _dispatch(self, event: SchedulerEvent, now: float) -> list[Command]:
@@ -166,7 +172,9 @@ class Scheduler:
             return []
         if event.end is AttemptEnd.PREEMPTED:
             flight.num_preemptions += 1
-        elif event.end not in _NOT_A_TRY:
+        elif event.end is AttemptEnd.REFUSED:
+            flight.avoid |= {event.node}
+        else:
             flight.num_tries += 1
             flight.avoid |= {event.node}
             code = _ERROR_CODES.get(event.end, "worker_lost")
@@ -352,7 +360,22 @@ class Scheduler:
         if flight.state is RequestState.WAITING and self._is_hopeless(flight, now):
             error = flight.error or ErrorInfo("unavailable", "no node can take it now", timers.dead_s)
             return self._end(flight, Outcome.FAILED, error)
+        if flight.state is RequestState.ROUTED and self._is_forgotten(flight, now):
+            flight.num_losses += 1
+            flight.error = ErrorInfo("worker_lost", "its last tokens were lost with their node")
+            return self._lose_attempt(flight, now)
         return []
+
+    def _is_forgotten(self, flight: Flight, now: float) -> bool:
+        """Whether no node works on it any more, and its end has not come from the gateway for too long.
+
+        A node's report may survive the node, and the tokens that it sent before may not.
+        """
+        if flight.attempt is None or self.view.nodes_of(flight.attempt):
+            flight.unheld_since = None
+        elif flight.unheld_since is None:
+            flight.unheld_since = now
+        return flight.unheld_since is not None and now - flight.unheld_since > self.config.timers.silence_s
 
     def _is_hopeless(self, flight: Flight, now: float) -> bool:
         """Whether no nodes that are here could ever take it, and none have come for long enough."""
@@ -375,5 +398,4 @@ class Scheduler:
         return min(60.0, max(0.1, len(self._queue) / rate))
 
     def _num_blocks(self, num_tokens: int) -> int:
-        sizes = {view.spec.kv.block_size for view in self.view.nodes.values()}
-        return num_blocks(num_tokens, min(sizes, default=16))
+        return num_blocks(num_tokens, self.view.block_size)

@@ -43,18 +43,20 @@ class NodeView:
 
 
 class ClusterView:
-    """All nodes that may be used.
+    """All nodes that may be used. `block_size` is the smallest one, as of the last join.
 
     Owns: the one ledger of credits: what every attempt has booked at every node until that node reports it gone.
     """
 
     def __init__(self) -> None:
         self.nodes: dict[NodeId, NodeView] = {}
+        self.block_size = 16
         self._where: dict[AttemptId, set[NodeId]] = {}
 
     def join(self, node: NodeId, spec: NodeSpec, now: float) -> None:
         """A new node, with the mix it was started with."""
         self.nodes[node] = NodeView(node, spec, spec.mix, spec.mix, now)
+        self.block_size = min(view.spec.kv.block_size for view in self.nodes.values())
 
     def lose(self, node: NodeId) -> list[AttemptId]:
         """The node is gone with all that was booked there; returns whose it was."""

@@ -68,8 +68,7 @@ class LiveCluster:
     async def start(self) -> None:
         """Returns when every node is ready. Raises ConfigError or NodeLost, and then nothing is left running."""
         try:
-            self._place = await self._head.start(self._config.host)
-            await self._launcher.open()
+            self._place = await self._head.start(await self._launcher.open())
             await self._supervisor.start(self._config.slots)
         except BaseException:
             await self.stop()
@@ -135,7 +134,6 @@ class LiveCluster:
             timers=self._config.timers,
             head=self._place,
             token=self._token,
-            host=self._config.host,
         )
 
 

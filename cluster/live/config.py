@@ -65,7 +65,6 @@ class LiveConfig:
     node: NodeSettings
     slots: tuple[NodeSlot, ...]
     launcher: str = "local"
-    host: str = "127.0.0.1"
     timers: Timers = field(default_factory=Timers)
     ray: RaySettings = field(default_factory=RaySettings)
 

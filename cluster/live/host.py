@@ -16,7 +16,7 @@ from cluster.live.hands import Fetches, Runner, Steps, TransferCounts
 from cluster.live.last_events import LastEvents
 from cluster.live.mail import Notice
 from cluster.live.neighbours import Neighbours
-from cluster.live.orders import NodeOrder, StartedNode
+from cluster.live.orders import NodeOrder, StartedNode, own_address_towards
 from cluster.live.post import Post
 from cluster.live.post_thread import Batch, PostThread
 from core.commands import Command, Emit, FetchKV, Lend, Revoke, RunStep, Tell
@@ -68,7 +68,8 @@ class Host:
         self._over = threading.Event()
         self._why = ""
         self.num_foreign = 0
-        self._post = PostThread(Post(parts.node, order.token, self, order.timers, order.head.term), order.host)
+        post = Post(parts.node, order.token, self, order.timers, order.head.term)
+        self._post = PostThread(post, own_address_towards(order.head.address))
         self._neighbours = Neighbours(parts.transport)
         self._steps = Steps(parts.executor, self._inbox.put)
         self._fetches = Fetches(parts.transport, self._neighbours, self._inbox.put)

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from cluster.live.orders import NodeOrder, StartedNode
 
+LOOPBACK = "127.0.0.1"
+
 Progress = Callable[[str, float], None]
 """Called with the phase of a start and its share done, 0 to 1."""
 
@@ -30,8 +32,8 @@ class RunningNode(Protocol):
 class Launcher(Protocol):
     """Starts nodes."""
 
-    async def open(self) -> None:
-        """Gets ready to start nodes."""
+    async def open(self) -> str:
+        """Gets ready to start nodes; returns the address of this host at which they will reach the head."""
 
     async def start(self, order: NodeOrder, progress: Progress) -> RunningNode:
         """Starts a node and waits until it runs. Raises ConfigError where the operator must act, else NodeLost."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from cluster.api.v1.post_pb2 import NodeStatus
 from cluster.live.frames import frame_length, write_frame
-from cluster.live.launcher import Progress
+from cluster.live.launcher import LOOPBACK, Progress
 from cluster.live.orders import NodeOrder, StartedNode
 from core.errors import ConfigError, NodeLost
 
@@ -82,8 +82,9 @@ class LocalLauncher:
             "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
         }
 
-    async def open(self) -> None:
-        """Nothing: a process needs no preparation."""
+    async def open(self) -> str:
+        """A process needs no preparation, and stays on this host."""
+        return LOOPBACK
 
     async def close(self) -> None:
         """Nothing: each process is its node's to end."""

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import socket
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,7 +35,6 @@ class NodeOrder:
     timers: Timers
     head: HeadPlace
     token: ClusterToken
-    host: str = "127.0.0.1"
 
     def pack(self) -> bytes:
         """As JSON."""
@@ -54,8 +54,15 @@ class NodeOrder:
             timers=Timers(**words["timers"]),
             head=HeadPlace(**words["head"]),
             token=ClusterToken(bytes.fromhex(words["token"])),
-            host=words["host"],
         )
+
+
+def own_address_towards(place: str) -> str:
+    """The address of this host from which `host:port` is reached. Nothing is sent."""
+    host, port = place.rsplit(":", 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))
+        return str(probe.getsockname()[0])
 
 
 def mint_node_id(name: str) -> NodeId:

@@ -131,8 +131,13 @@ class Post(PostServicer):
 
     # ── one stream ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _carry(self, line: Line, wire: Wire) -> None:
-        """Runs one stream until it ends or another takes its place. Raises LinkBroken and CodecError."""
+    async def _carry(self, line: Line, wire: Wire, session: int) -> None:
+        """Runs one stream until it ends or another takes its place. Raises LinkBroken and CodecError.
+
+        Nothing where the peer was forgotten, or its session ended, while the two were shaking hands.
+        """
+        if self._lines.get(line.peer) is not line or line.link.session != session:
+            return
         line.hang_up()
         stream = {asyncio.create_task(self._read(line, wire)), asyncio.create_task(self._write(line, wire))}
         line.stream = stream
@@ -196,8 +201,8 @@ class Post(PostServicer):
     async def Link(self, request_iterator: object, context: "grpc.aio.ServicerContext[Envelope, Envelope]") -> None:  # noqa: N802
         """The service: a handshake, then the stream. Each refusal has its status."""
         try:
-            line = await asyncio.wait_for(self._accept(context), HANDSHAKE_S)
-            await self._carry(line, context)
+            hello = await asyncio.wait_for(self._accept(context), HANDSHAKE_S)
+            await self._carry(self._line_of(hello.sender), context, hello.session)
         except (Untrusted, TimeoutError) as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error) or "no handshake in time")
         except PermissionError as error:
@@ -209,7 +214,7 @@ class Post(PostServicer):
             LOG.warning("a stream was closed: %s", str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
-    async def _accept(self, context: "grpc.aio.ServicerContext[Envelope, Envelope]") -> Line:
+    async def _accept(self, context: "grpc.aio.ServicerContext[Envelope, Envelope]") -> Hello:
         hello = (await _next(context)).hello
         asked = challenge(self._token, hello)
         await context.write(Envelope(challenge=asked))
@@ -217,7 +222,7 @@ class Post(PostServicer):
         check_current(hello, self._me, self._term)
         line = self._session(hello)
         await context.write(line.link.stamp(Envelope(welcome=Welcome())))
-        return line
+        return hello
 
     def _session(self, hello: Hello) -> Line:
         line = self._line_of(hello.sender)
@@ -257,17 +262,21 @@ class Post(PostServicer):
     async def _call(self, line: Line, channel: grpc.aio.Channel) -> None:
         call = PostStub(channel).Link()  # type: ignore[no-untyped-call]
         try:
-            await asyncio.wait_for(self._introduce(line, call), HANDSHAKE_S)
-            await self._carry(line, call)
+            session = await asyncio.wait_for(self._introduce(line, call), HANDSHAKE_S)
+            await self._carry(line, call, session)
         finally:
             call.cancel()
 
-    async def _introduce(self, line: Line, call: Wire) -> None:
+    async def _introduce(self, line: Line, call: Wire) -> int:
+        """The dialer's side of the handshake; returns the session that was agreed on. Raises Untrusted."""
         hello = greet(self._me, line.peer, line.link.session, self._term)
         await call.write(Envelope(hello=hello))
         proof = answer(self._token, hello, (await _next(call)).challenge)
         await call.write(Envelope(proof=proof))
-        line.link.heard((await _next(call)).ack, time.monotonic())
+        welcome = await _next(call)
+        if line.link.session == hello.session:
+            line.link.heard(welcome.ack, time.monotonic())
+        return hello.session
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -18,7 +18,7 @@ from cluster.api.v1.post_pb2 import NodeStatus
 from cluster.live.actor_host import ActorHost
 from cluster.live.building import Build, build_with_model
 from cluster.live.config import NodeSlot, RaySettings
-from cluster.live.launcher import Progress
+from cluster.live.launcher import LOOPBACK, Progress
 from cluster.live.orders import NodeOrder, StartedNode
 from core.errors import ConfigError, NodeLost
 
@@ -121,14 +121,20 @@ class RayLauncher:
         self._folder: Path | None = None
         self._environment: dict[str, str | None] = {}
 
-    async def open(self) -> None:
+    async def open(self) -> str:
         """Connects to Ray or starts one, in a thread; then reserves the nodes' places. Raises ConfigError."""
         await asyncio.to_thread(self._connect)
         await self._reserve()
+        if self._settings.address is None:
+            return LOOPBACK
+        from ray.util import get_node_ip_address
+
+        return str(get_node_ip_address())  # type: ignore[no-untyped-call]
 
     def _connect(self) -> None:
         """Usage statistics are off; the token of a Ray of our own lies in a private folder, never in the home."""
         self._set("RAY_USAGE_STATS_ENABLED", "0")
+        self._set("GRPC_VERBOSITY", os.environ.get("GRPC_VERBOSITY", "ERROR"))
         if self._settings.address is None:
             self._folder = Path(tempfile.mkdtemp(prefix="penstock-"))
             token = self._folder / "token"

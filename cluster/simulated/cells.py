@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from cluster.simulated.lives import cell
 from cluster.simulated.scenario import Fault
-from core.events import KVFailed
+from core.events import KVFailed, Tick
 from core.lifecycle import DECODE, PREFILL, REQUEST, DecodeState, PrefillState, State, Table
 
 
@@ -14,7 +14,7 @@ def required_cells() -> list[tuple[str, str]]:
         cell(table, state, trigger.__name__)
         for table in (REQUEST, PREFILL, DECODE)
         for state, trigger in table.rows
-        if isinstance(trigger, type) and trigger is not KVFailed
+        if isinstance(trigger, type) and trigger is not KVFailed and not (trigger is Tick and state in table.ends)
     ]
     cells += [cell(DECODE, state, f"KVFailed({end})") for state in _FAILING for end in ("kv_lost", "kv_corrupt")]
     for table, gone in _MORTAL:

@@ -53,4 +53,6 @@ def assert_idle(world: World) -> None:
     for host in world.alive():
         host.machine.check()
         blocks = host.machine.stats().blocks
+        believed = world.scheduler.view.nodes[host.node].mix
+        assert host.machine.mix == believed, f"{host.node} works by {host.machine.mix}, the scheduler by {believed}"
         assert blocks.free + blocks.cached == blocks.capacity, f"{host.node}: blocks are missing: {blocks}"

@@ -5,7 +5,25 @@ from typing import TYPE_CHECKING
 from cluster.simulated.host import Dice, Host
 from cluster.simulated.links import Delays
 from cluster.simulated.scenario import Fault, Scenario
-from core.events import Event, Overridden, StepDone, Tick, TokensEmitted
+from core.events import (
+    AttemptLost,
+    ClaimAnswered,
+    Claimed,
+    Event,
+    Fenced,
+    KVArrived,
+    KVFailed,
+    LeaseReleased,
+    LeasesRenewed,
+    Lent,
+    Offered,
+    Overridden,
+    RequestResumed,
+    Sealed,
+    StepDone,
+    Tick,
+    TokensEmitted,
+)
 from core.ids import SCHEDULER, Address, AttemptId, NodeId, RequestId, request_of
 from core.mix import Mix, mix_of
 
@@ -23,6 +41,13 @@ PER_EVENT = {
 """Probability that a fault follows an event that is no tick, at rate 1."""
 
 MAX_DEATHS = 6
+
+HANDOFF = (
+    Offered | Sealed | Claimed | Lent | ClaimAnswered | KVArrived | KVFailed | LeaseReleased | LeasesRenewed | Fenced
+)
+RETRY = AttemptLost | RequestResumed
+HANDOFF_WEIGHT = 4.0
+"""Handoffs and retries are short: faults follow their events this much more often."""
 
 
 def delays_of(scenario: Scenario) -> Delays:
@@ -44,7 +69,7 @@ def dice_of(scenario: Scenario) -> Dice:
         step_fails=0.01 * rate if Fault.STEP_FAILED in faults else 0.0,
         byte_flips=0.02 * rate if Fault.CORRUPT in faults else 0.0,
         fetch_slow=0.05 * rate if Fault.SLOW_FETCH in faults else 0.0,
-        slow_s=scenario.timers.lease_s * 1.5,
+        slow_s=scenario.timers.handoff_s * 1.3,
     )
 
 
@@ -71,6 +96,8 @@ class Faults:
         if not self._shares or isinstance(event, Tick):
             return
         thrown = self._chance.random()
+        if isinstance(event, HANDOFF | RETRY):
+            thrown /= HANDOFF_WEIGHT
         if thrown < self._shares[-1][0]:
             fault = next(fault for share, fault in self._shares if thrown < share)
             self._inject(fault, address, event)

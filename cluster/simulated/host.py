@@ -124,6 +124,7 @@ class Host:
                 self._place.links.send(self.node, gateway, tokens)
             case RunStep(plan):
                 self._steps.append(plan)
+                self.lives.steps[plan.step] = plan.attempts
                 if len(self._steps) == 1:
                     self._begin_step()
             case FetchKV():

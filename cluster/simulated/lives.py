@@ -1,16 +1,30 @@
 """Compares the moves of requests and attempts with `core.lifecycle`, and counts which event met which state."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from cluster.node import Node
 from cluster.simulated.watch import Watch
-from core.events import Event, KVFailed, MixChanged, NodeLost, Offered, PeerLost, Submitted, Tick
+from core.events import (
+    DecodeEvent,
+    Event,
+    KVFailed,
+    LeasesRenewed,
+    MixChanged,
+    NodeLost,
+    Offered,
+    PeerLost,
+    PrefillEvent,
+    StepDone,
+    StepFailed,
+    Submitted,
+    Tick,
+)
 from core.ids import AttemptId, NodeId, RequestId, request_of
 from core.lifecycle import DECODE, PREFILL, REQUEST, DecodeState, PrefillState, RequestState, State, Table, moves
-from core.step import StepPlan
 from scheduler.scheduler import Scheduler
 
+_WORDS = {REQUEST.title: "request", PREFILL.title: "prefill", DECODE.title: "decode"}
 _ALLOWED: dict[tuple[str, State, type[Event] | None], frozenset[State]] = {}
 
 
@@ -25,7 +39,7 @@ def check_move(table: Table, old: State, event: Event | None, new: State) -> Non
 
 def cell(table: Table, state: State, event: str) -> tuple[str, str]:
     """The name under which a hit is counted."""
-    return f"{table.title.rpartition(' ')[2]} {state}", event
+    return f"{_WORDS[table.title]} {state}", event
 
 
 def event_word(event: Event) -> str:
@@ -43,7 +57,7 @@ class AttemptLives:
     machine: Node
     watch: Watch
     peers: dict[AttemptId, NodeId] = field(default_factory=dict)
-    steps: dict[int, StepPlan] = field(default_factory=dict)
+    steps: dict[int, tuple[AttemptId, ...]] = field(default_factory=dict)
     _before: list[tuple[AttemptId, PrefillState, DecodeState]] = field(default_factory=list)
 
     def before(self, event: Event) -> None:
@@ -57,19 +71,20 @@ class AttemptLives:
 
     def after(self, event: Event) -> None:
         """Compare with where they stand now. A tick is a hit only where it moved something."""
-        prefill, decode, hits = self.machine.prefill, self.machine.decode, self.watch.hits
         word = event_word(event)
         for attempt, old_prefill, old_decode in self._before:
-            new_prefill, new_decode = prefill.state_of(attempt), decode.state_of(attempt)
-            at_prefill = old_prefill is not PrefillState.GONE or old_decode is DecodeState.GONE
+            new_prefill, new_decode = self.machine.prefill.state_of(attempt), self.machine.decode.state_of(attempt)
+            is_adopted = old_decode is DecodeState.GONE and new_decode is not DecodeState.GONE
+            at_prefill = isinstance(event, PrefillEvent) or old_prefill is not PrefillState.GONE
+            at_decode = isinstance(event, DecodeEvent) or old_decode is not DecodeState.GONE or is_adopted
             check_move(PREFILL, old_prefill, event if at_prefill else None, new_prefill)
-            check_move(DECODE, old_decode, event, new_decode)
+            check_move(DECODE, old_decode, event if at_decode else None, new_decode)
             if isinstance(event, Tick) and (old_prefill, old_decode) == (new_prefill, new_decode):
                 continue
-            if at_prefill:
-                hits[cell(PREFILL, old_prefill, word)] += 1
-            if old_decode is not DecodeState.GONE or old_prefill is PrefillState.GONE:
-                hits[cell(DECODE, old_decode, word)] += 1
+            if at_prefill or not at_decode:
+                self.watch.hits[cell(PREFILL, old_prefill, word)] += 1
+            if at_decode or not at_prefill:
+                self.watch.hits[cell(DECODE, old_decode, word)] += 1
 
     def note(self, fault: str) -> None:
         """Something befell the whole node."""
@@ -83,12 +98,18 @@ class AttemptLives:
     def _all(self) -> tuple[AttemptId, ...]:
         return self.machine.prefill.attempts + self.machine.decode.attempts
 
-    def _concerned(self, event: Event) -> Iterable[AttemptId]:
+    def _concerned(self, event: Event) -> Collection[AttemptId]:
         match event:
             case PeerLost(node):
                 return [attempt for attempt in self._all() if self.peers.get(attempt) == node]
             case MixChanged() | Tick():
                 return self._all()
+            case LeasesRenewed():
+                return event.attempts
+            case StepDone(result):
+                return self.steps.pop(result.step)
+            case StepFailed(step):
+                return self.steps.pop(step)
         attempt = getattr(event, "attempt", None)
         return () if attempt is None else (attempt,)
 
@@ -109,11 +130,15 @@ class RequestLives:
         """Compare with where they stand now."""
         word = event_word(event)
         for request, old in self._before:
-            check_move(REQUEST, old, event, self.scheduler.state_of(request))
-            self.watch.hits[cell(REQUEST, old, word)] += 1
+            new = self.scheduler.state_of(request)
+            check_move(REQUEST, old, event, new)
+            if new is not old or not isinstance(event, Tick):
+                self.watch.hits[cell(REQUEST, old, word)] += 1
 
-    def _concerned(self, event: Event) -> Iterable[RequestId]:
+    def _concerned(self, event: Event) -> Collection[RequestId]:
         match event:
+            case Tick():
+                return self.scheduler.live_requests
             case NodeLost(node):
                 view = self.scheduler.view.nodes.get(node)
                 return {request_of(attempt): None for attempt in view.bookings} if view else ()

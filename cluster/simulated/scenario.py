@@ -141,22 +141,25 @@ def _draw_nodes(chance: Random) -> tuple[NodePlan, ...]:
     num_nodes = chance.choice((1, 2, 2, 2, 3, 3, 4, 5, 6, 8))
     steps_in_flight = chance.randint(1, 2)
     small = chance.random() < 0.6
+    roles = [chance.choice(("prefill", "decode", "mixed", "prefill", "decode")) for _ in range(num_nodes)]
+    if num_nodes > 1 and chance.random() < 0.7:
+        roles[:2] = "prefill", "decode"
     return tuple(
         NodePlan(
             f"node-{i}",
-            chance.choice(("prefill", "decode", "mixed", "prefill", "decode")),
+            role,
             chance.randint(4, 16) if small else chance.randint(16, 64),
             chance.choice((2, 4, 8, 16)),
             chance.choice((2, 4, 8)),
             steps_in_flight,
         )
-        for i in range(num_nodes)
+        for i, role in enumerate(roles)
     )
 
 
 def _draw_costs(chance: Random) -> Costs:
     fetch_s, block_s = chance.choice(((0.0005, 0.0005), (0.002, 0.002), (0.001, 0.006)))
-    step = StepCosts(fixed_s=chance.choice((0.002, 0.006, 0.012)))
+    step = StepCosts(fixed_s=chance.choice((0.002, 0.006, 0.012, 0.03)))
     return Costs(
         step, LinkCosts(chance.choice((0.0003, 0.002)), fetch_s, block_s), jitter=chance.choice((0.2, 1.0, 3.0))
     )
@@ -166,7 +169,7 @@ def _draw_arrivals(
     chance: Random, block_size: int, gateways: tuple[GatewayId, ...], faults: frozenset[Fault]
 ) -> tuple[Arrival, ...]:
     num_requests = chance.randint(20, 60)
-    span_s = chance.choice((0.05, 0.3, 0.8))
+    span_s = chance.choice((0.02, 0.1, 0.3, 0.8))
     stems = [[chance.randrange(VOCAB_SIZE) for _ in range(16)] for _ in range(3)]
     arrivals = []
     for i in range(num_requests):
@@ -176,7 +179,7 @@ def _draw_arrivals(
         request = make_request(
             f"r{i}",
             token_ids,
-            chance.choice((1, 2, 3, 4, 6, 10)),
+            chance.choice((1, 2, 4, 6, 10, 14)),
             block_size=block_size,
             seed=chance.getrandbits(32),
             tenant=chance.choice(("", "", "blue")),

@@ -164,7 +164,9 @@ def test_a_killed_node_costs_no_request_and_changes_no_token(
     asyncio.run(walk())
 
 
-def test_mixes_can_be_set_while_requests_run(settings: NodeSettings, expected: list[int]) -> None:
+def test_mixes_can_be_set_while_requests_run_and_outlive_an_incarnation(
+    settings: NodeSettings, expected: list[int]
+) -> None:
     async def walk() -> None:
         async with running(settings, slots_of(1, 1, 0, 32, 8)) as here:
             here.open("before")
@@ -172,8 +174,10 @@ def test_mixes_can_be_set_while_requests_run(settings: NodeSettings, expected: l
             here.open("after")
             assert await here.tokens("before") == expected
             assert await here.tokens("after") == expected
-            await until(
-                lambda: {node.slot: node.mix.role for node in here.cluster.state().nodes}["prefill-0"] == "decode"
-            )
+            await until(lambda: here.roles()["prefill-0"] == "decode")
+            killed = here.pids()["prefill-0"]
+            os.kill(killed, signal.SIGKILL)
+            await until(lambda: here.pids().get("prefill-0", killed) != killed)
+            assert here.roles()["prefill-0"] == "decode", "a new incarnation starts with the mix that was set"
 
     asyncio.run(walk())

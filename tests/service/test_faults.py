@@ -1,4 +1,4 @@
-"""Nodes killed in mid-stream, mixes changed while busy, KV spoiled on its way: the client's tokens stay what they were."""
+"""Nodes killed in mid-stream, mixes changed while busy, KV spoiled on its way: the client gets the tokens it would have."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

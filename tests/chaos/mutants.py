@@ -1,0 +1,333 @@
+"""Mutants: each breaks one rule of the protocol, in the way in which it is broken in practice."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from cluster.gateway.streams import Delivered, Streams
+from cluster.node import Node
+from cluster.simulated.fetches import Fetch
+from cluster.simulated.links import Links
+from core.commands import FetchKV, Tell
+from core.events import AttemptEnd, AttemptFinished, Dropped, MixChanged, RequestResumed
+from core.ids import SCHEDULER, number_of, request_of
+from core.lifecycle import DecodeState
+from decode_worker import intake as intake_room
+from decode_worker.intake import Intake
+from decode_worker.reservations import Incoming, fetch_parts, reserve
+from decode_worker.worker import DecodeWorker
+from engine.blocks import BlockPool
+from engine.fake import FakeExecutor
+from prefill_worker.leases import LeaseBook
+from prefill_worker.worker import PrefillWorker
+from scheduler.scheduler import Scheduler
+from scheduler.view import NodeView
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A broken rule, and seeds of which at least one must notice."""
+
+    break_rule: Callable[[Patch], None]
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The rule that it breaks."""
+        return self.break_rule.__name__
+
+
+# ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def expire_claimed_leases(patch: Patch) -> None:
+    def expired(self: LeaseBook, now: float) -> list[Any]:
+        return [attempt for attempt, lease in self._leases.items() if lease.expires_at <= now]
+
+    patch.setattr(LeaseBook, "expired", expired)
+
+
+def free_claimed_blocks_at_drop(patch: Patch) -> None:
+    patch.setattr(LeaseBook, "revoke_unclaimed", LeaseBook.end)
+
+
+def fetch_without_a_claim(patch: Patch) -> None:
+    def admit(self: Intake, now: float) -> list[Any]:
+        commands: list[Any] = []
+        for incoming in [i for i in self._incoming.values() if i.state is DecodeState.WAITING]:
+            if not reserve(incoming, self._pool, self._config.block_size):
+                break
+            incoming.state = DecodeState.FETCHING
+            commands += fetch_parts(incoming, self._pool)
+        return commands
+
+    patch.setattr(Intake, "admit", admit)
+
+
+def keep_a_late_grant(patch: Patch) -> None:
+    original = Intake._on_claim_answered
+
+    def on_claim_answered(self: Intake, attempt: Any, owner: Any, granted: bool, now: float) -> list[Any]:
+        return [] if attempt not in self._incoming else original(self, attempt, owner, granted, now)
+
+    patch.setattr(Intake, "_on_claim_answered", on_claim_answered)
+
+
+def prefill_ignores_the_loss_of_a_reader(patch: Patch) -> None:
+    patch.setattr(PrefillWorker, "lose_peer", lambda self, node: [])
+
+
+def decode_ignores_the_loss_of_a_lender(patch: Patch) -> None:
+    patch.setattr(Intake, "lose_peer", lambda self, node: [])
+
+
+def a_failed_lender_says_nothing(patch: Patch) -> None:
+    patch.setattr(PrefillWorker, "_withdraw", lambda self, prefill: [])
+
+
+# ── blocks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def free_blocks_that_a_fetch_still_fills(patch: Patch) -> None:
+    original = Intake._settle
+
+    def settle(self: Intake, incoming: Incoming) -> list[Any]:
+        incoming.fetches.clear()
+        return original(self, incoming)
+
+    patch.setattr(Intake, "_settle", settle)
+
+
+def mark_instead_of_free_at_drop(patch: Patch) -> None:
+    original = Intake.drop
+
+    def drop(self: Intake, attempt: Any) -> list[Any]:
+        incoming = self._incoming[attempt]
+        if incoming.state is DecodeState.CLAIMING:
+            incoming.end = AttemptEnd.DROPPED
+            return []
+        return original(self, attempt)
+
+    patch.setattr(Intake, "drop", drop)
+
+
+def free_a_row_that_is_in_a_step(patch: Patch) -> None:
+    def settle(self: DecodeWorker, row: Any) -> list[Any]:
+        if row.id not in self._rows:
+            return []
+        self._pool.free(row.table)
+        del self._rows[row.id]
+        self._left.append(row.id)
+        return [Tell(SCHEDULER, AttemptFinished(row.id, self._config.node, row.end))]
+
+    patch.setattr(DecodeWorker, "_settle", settle)
+
+
+def free_a_prompt_that_is_in_a_step(patch: Patch) -> None:
+    original = PrefillWorker._settle
+
+    def settle(self: PrefillWorker, prefill: Any) -> list[Any]:
+        if prefill.id not in self._attempts:
+            return []
+        prefill.last_step = -1
+        return original(self, prefill)
+
+    patch.setattr(PrefillWorker, "_settle", settle)
+
+
+def reuse_blocks_under_the_same_generation(patch: Patch) -> None:
+    original = BlockPool._take
+
+    def take(self: BlockPool, state: Any) -> int:
+        block = original(self, state)
+        self._generation[block] = 1
+        return block
+
+    patch.setattr(BlockPool, "_take", take)
+
+
+def keep_the_content_key_of_an_evicted_block(patch: Patch) -> None:
+    patch.setattr(BlockPool, "_forget", lambda self, block: None)
+
+
+# ── fetches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def skip_the_generation(patch: Patch) -> None:
+    patch.setattr(Fetch, "_check_generation", lambda self, column: None)
+
+
+def skip_the_digest(patch: Patch) -> None:
+    patch.setattr(Fetch, "_check_digest", lambda self, column: None)
+
+
+def decode_before_all_pieces_arrived(patch: Patch) -> None:
+    patch.setattr(Incoming, "is_complete", property(lambda self: self.done is not None and bool(self.arrived)))
+
+
+def decode_on_a_failed_fetch(patch: Patch) -> None:
+    original = Intake._on_fetched
+    patch.setattr(Intake, "_on_fetched", lambda self, attempt, fetch, failed: original(self, attempt, fetch, None))
+
+
+def fill_the_blocks_in_another_order(patch: Patch) -> None:
+    def reversed_parts(incoming: Incoming, pool: BlockPool) -> list[FetchKV]:
+        return [
+            replace(command, into=replace(command.into, block_ids=command.into.block_ids[::-1],
+                                          generations=command.into.generations[::-1]))
+            for command in fetch_parts(incoming, pool)
+        ]  # fmt: skip
+
+    patch.setattr(intake_room, "fetch_parts", reversed_parts)
+
+
+# ── messages ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def deliver_some_messages_twice(patch: Patch) -> None:
+    original = Links._arrive
+
+    def arrive(self: Links, link: Any, epoch: int, event: Any) -> None:
+        if self._loop.chance.random() < 0.05:
+            self.num_under_way += 1
+            original(self, link, epoch, event)
+        original(self, link, epoch, event)
+
+    patch.setattr(Links, "_arrive", arrive)
+
+
+def a_node_keeps_no_tombstone(patch: Patch) -> None:
+    original = Node._on_dropped
+
+    def on_dropped(self: Node, attempt: Any, now: float) -> list[Any]:
+        commands = original(self, attempt, now)
+        self._tombstones.clear()
+        return commands
+
+    patch.setattr(Node, "_on_dropped", on_dropped)
+
+
+def the_scheduler_keeps_no_tombstone(patch: Patch) -> None:
+    patch.setattr(Scheduler, "_bury", lambda self, request, now: None)
+
+
+def forget_parts_that_overtake_their_offer(patch: Patch) -> None:
+    original = Intake._on_sealed
+
+    def on_sealed(self: Intake, event: Any, now: float) -> list[Any]:
+        return original(self, event, now) if event.attempt in self._incoming else []
+
+    patch.setattr(Intake, "_on_sealed", on_sealed)
+
+
+def drop_without_an_answer(patch: Patch) -> None:
+    original = Node.handle
+
+    def handle(self: Node, event: Any, now: float) -> list[Any]:
+        commands = original(self, event, now)
+        if isinstance(event, Dropped):
+            return [c for c in commands if not (isinstance(c, Tell) and isinstance(c.event, AttemptFinished))]
+        return commands
+
+    patch.setattr(Node, "handle", handle)
+
+
+def mixes_in_the_order_of_arrival(patch: Patch) -> None:
+    original = Node.handle
+
+    def handle(self: Node, event: Any, now: float) -> list[Any]:
+        if isinstance(event, MixChanged):
+            self.mix = event.mix
+            return []
+        return original(self, event, now)
+
+    patch.setattr(Node, "handle", handle)
+
+
+# ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def reap_only_when_something_runs(patch: Patch) -> None:
+    original = PrefillWorker.tick
+    patch.setattr(PrefillWorker, "tick", lambda self, now: original(self, now) if self._in_step else [])
+
+
+def never_ask_for_lost_tokens(patch: Patch) -> None:
+    patch.setattr(Scheduler, "_is_forgotten", lambda self, flight, now: False)
+
+
+# ── promises ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def promise_more_than_there_is(patch: Patch) -> None:
+    patch.setattr(NodeView, "num_unbooked", property(lambda self: self.spec.num_blocks))
+
+
+def return_credits_at_the_end_of_the_stream(patch: Patch) -> None:
+    original = Scheduler._forget
+
+    def forget(self: Scheduler, flight: Any) -> None:
+        for node in self.view.nodes_of(flight.attempt) if flight.attempt else ():
+            self.view.release(flight.attempt, node)
+        original(self, flight)
+
+    patch.setattr(Scheduler, "_forget", forget)
+
+
+# ── streams and chance ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def resume_before_fencing(patch: Patch) -> None:
+    def on_attempt_lost(self: Streams, attempt: Any) -> list[Any]:
+        stream = self._streams.get(request_of(attempt))
+        if stream is None or stream.log is None:
+            return []
+        return [Tell(SCHEDULER, RequestResumed(stream.request.id, stream.log.tobytes()))]
+
+    patch.setattr(Streams, "_on_attempt_lost", on_attempt_lost)
+
+
+def streams_listen_to_old_attempts(patch: Patch) -> None:
+    def keep(self: Streams, stream: Any, number: int, index: int) -> bool:
+        return index >= stream.next and index not in stream.held
+
+    patch.setattr(Streams, "_keep", keep)
+
+
+def streams_pass_gaps_on(patch: Patch) -> None:
+    original = Streams._deliver
+
+    def deliver(self: Streams, stream: Any, now: float) -> list[Any]:
+        if stream.held and stream.next not in stream.held:
+            stream.next = min(stream.held)
+        return original(self, stream, now)
+
+    patch.setattr(Streams, "_deliver", deliver)
+
+
+def streams_repeat_what_they_sent(patch: Patch) -> None:
+    original = Streams._on_tokens
+
+    def on_tokens(self: Streams, event: Any, now: float) -> list[Any]:
+        outputs = original(self, event, now)
+        late = [o for o in outputs if isinstance(o, Delivered) and number_of(event.attempts[0]) > 0]
+        return [*late, *outputs]
+
+    patch.setattr(Streams, "_on_tokens", on_tokens)
+
+
+def a_sampler_with_a_memory(patch: Patch) -> None:
+    original = FakeExecutor._sample
+
+    def sample(self: FakeExecutor, row: Any) -> int:
+        self._num_sampled = getattr(self, "_num_sampled", 0) + 1
+        return (original(self, row) + (self._num_sampled % 3 == 0)) % self._vocab_size
+
+    patch.setattr(FakeExecutor, "_sample", sample)
+
+
+MUTANTS: tuple[Mutant, ...] = ()
