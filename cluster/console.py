@@ -17,7 +17,7 @@ NEXT_COMMAND = "penstock doctor"
 
 
 class StartProgress:
-    """One line per node that starts: what it does, and how far it is. A context manager; `report` is its `OnProgress`."""
+    """One line per starting node: what it does and how far it is. A context manager; `report` is its `OnProgress`."""
 
     def __init__(self) -> None:
         self._progress = Progress(

@@ -29,6 +29,7 @@ from core.goodput import Outcome
 from core.ids import AttemptId, NodeId, RequestId, request_of
 from core.kv import num_blocks
 from core.lifecycle import RequestState
+from scheduler.admission import is_hopeless, refusal_at_the_door
 from scheduler.config import SchedulerConfig
 from scheduler.flight import Flight, WaitingQueue
 from scheduler.policies.policy import Demand, Policy, Refusal, Route
@@ -138,31 +139,12 @@ class Scheduler:
         if flight.request.id in self._flights or flight.request.id in self._tombstones:
             self.num_dropped_events += 1
             return []
-        refusal = self._refusal_at_the_door(flight)
+        refusal = refusal_at_the_door(flight, self._queue, self.view, self.config, self._finished_at)
         if refusal is not None:
             return [Tell(event.gateway, RequestEnded(event.request.id, Outcome.REFUSED, refusal))]
         self._flights[flight.request.id] = flight
         self._queue.add(flight)
         return []
-
-    def _refusal_at_the_door(self, flight: Flight) -> ErrorInfo | None:
-        config, nodes = self.config, self.view.nodes.values()
-        if not any(n.mix.accepts_prefill for n in nodes) or not any(n.mix.accepts_decode for n in nodes):
-            return ErrorInfo("unavailable", "no node can take requests now", config.timers.dead_s)
-        limit = self.view.largest_request_blocks
-        needed = self._num_blocks(flight.num_tokens + flight.num_left)
-        if needed > limit:
-            return ErrorInfo(
-                "request_too_large_for_cluster",
-                f"prompt and max_tokens need {needed} KV blocks; the largest nodes of both phases have {limit}",
-            )
-        if len(self._queue) >= config.max_queued_requests:
-            limit_text = f"the queue holds {config.max_queued_requests} requests already"
-            return ErrorInfo("overloaded", limit_text, self._retry_after_s())
-        if self._queue.num_tokens + flight.num_tokens > config.max_queued_tokens:
-            limit_text = f"the queue may hold {config.max_queued_tokens} prompt tokens"
-            return ErrorInfo("overloaded", limit_text, self._retry_after_s())
-        return None
 
     def _on_attempt_finished(self, event: AttemptFinished, now: float) -> list[Command]:
         if not self.view.release(event.attempt, event.node):
@@ -357,7 +339,7 @@ class Scheduler:
             return self._end(flight, Outcome.EXPIRED, ErrorInfo("deadline_exceeded", text))
         if flight.state is RequestState.RESUMING and now - flight.resuming_since > timers.resume_s:
             return self._end(flight, Outcome.FAILED, ErrorInfo("worker_lost", "the gateway did not answer"))
-        if flight.state is RequestState.WAITING and self._is_hopeless(flight, now):
+        if flight.state is RequestState.WAITING and is_hopeless(flight, self.view, self.config, now):
             error = flight.error or ErrorInfo("unavailable", "no node can take it now", timers.dead_s)
             return self._end(flight, Outcome.FAILED, error)
         if flight.state is RequestState.ROUTED and self._is_forgotten(flight, now):
@@ -377,25 +359,12 @@ class Scheduler:
             flight.unheld_since = now
         return flight.unheld_since is not None and now - flight.unheld_since > self.config.timers.silence_s
 
-    def _is_hopeless(self, flight: Flight, now: float) -> bool:
-        """Whether no nodes that are here could ever take it, and none have come for long enough."""
-        needed = self._num_blocks(flight.num_tokens + flight.num_left)
-        fits = needed <= self.view.largest_request_blocks
-        return not fits and now - flight.waiting_since > self.config.rejoin_wait_s
-
     def _backoff_s(self, flight: Flight) -> float:
         """Grows with failed tries, spread by 20 % either way by the request's own id."""
         if flight.num_tries == 0:
             return 0.0
         spread = 0.8 + 0.4 * (sum(flight.request.id.encode()) % 64) / 64
         return float(self.config.retry_backoff_s * 2 ** (flight.num_tries - 1) * spread)
-
-    def _retry_after_s(self) -> float | None:
-        """When the queue will have moved, at the rate of the last finishes."""
-        if len(self._finished_at) < 2 or self._finished_at[-1] <= self._finished_at[0]:
-            return None
-        rate = (len(self._finished_at) - 1) / (self._finished_at[-1] - self._finished_at[0])
-        return min(60.0, max(0.1, len(self._queue) / rate))
 
     def _num_blocks(self, num_tokens: int) -> int:
         return num_blocks(num_tokens, self.view.block_size)

@@ -16,7 +16,6 @@ from core.events import Event, NodeJoined, NodeLost, Overridden, PeerLost, Sched
 from core.ids import SCHEDULER, Address, GatewayId, NodeId, RequestId
 from core.mix import NodeSpec, mix_of
 from scheduler.config import SchedulerConfig
-from scheduler.config import SchedulerConfig
 from scheduler.policies.least_loaded import LeastLoaded
 from scheduler.scheduler import Scheduler
 

@@ -1,4 +1,4 @@
-"""Nodes killed in mid-stream, mixes changed while busy, KV spoiled on its way: the client gets the tokens it would have."""
+"""Nodes killed in mid-stream, mixes changed while busy, KV spoiled: the client gets the tokens it would have had."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
