@@ -22,6 +22,13 @@ EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes flags by their whole names only: a mistyped `--prefil` is an error, not a guess."""
+
+    def __init__(self, *, prog: str, description: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 well, 1 failed, 2 wrong flags or configuration, 130 interrupted."""
     args = _parser().parse_args(argv)
@@ -37,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="penstock", description="Disaggregated prefill/decode serving for LLMs.")
+    parser = _Parser(prog="penstock", description="Disaggregated prefill/decode serving for LLMs.")
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", choices=levels, default="warning", help="of this process and its nodes")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")

@@ -26,7 +26,7 @@ class StartProgress:
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
             console=ERR,
-            transient=not ERR.is_terminal,
+            disable=not ERR.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
 

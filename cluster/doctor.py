@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cluster.console import OUT
 from cluster.flags import DEFAULT_PORT
+from cluster.memory import available_memory_bytes
 from cluster.report_file import machine
 from core.errors import PenstockError
 
@@ -97,7 +98,7 @@ def _torch() -> list[Finding]:
 
 def _cores_and_memory() -> list[Finding]:
     cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    memory = available_memory_bytes()
     findings = [Finding("cores", "ok", str(cores))]
     if cores < 2:
         findings = [Finding("cores", "note", "1: prefill and decode share it", "use --aggregated 1")]

@@ -54,7 +54,7 @@ def print_timing(response: pb.GenerateResponse) -> None:
 
 def _fail(error: CallFailed, address: str) -> int:
     print(f"penstock: error ({error.code}): {error.message}", file=sys.stderr)
-    if error.status is grpc.StatusCode.UNAVAILABLE and error.code in ("internal", "unavailable"):
+    if error.status is grpc.StatusCode.UNAVAILABLE and error.code == "unavailable":
         print(f"penstock: next: is a server running at {address}? start one: penstock serve", file=sys.stderr)
     elif error.code == "unsupported_parameter":
         print("penstock: next: try again with --raw", file=sys.stderr)

@@ -12,9 +12,10 @@ from cluster.gateway.tokenizer import Tokenizer
 from cluster.live.cluster import LiveCluster
 from cluster.live.config import LiveConfig
 from cluster.live.supervisor import OnProgress
+from cluster.memory import available_memory_bytes
 from core.errors import ConfigError
 from core.ids import GatewayId
-from engine.model_info import LoadFormat, read_model_info
+from engine.model_info import LoadFormat, ModelInfo, read_model_info
 from scheduler.config import SchedulerConfig
 from scheduler.policies.least_loaded import LeastLoaded
 from scheduler.scheduler import Scheduler
@@ -77,5 +78,26 @@ class Service:
 def _served_model(config: ServiceConfig) -> ServedModel:
     node = config.live.node
     info = read_model_info(node.model, LoadFormat(node.load_format))
-    max_model_len = min(node.max_model_len or info.max_model_len, info.max_model_len)
+    problems = _misfits(config.live, info)
+    if problems:
+        raise ConfigError(problems)
+    max_model_len = node.max_model_len or info.max_model_len
     return ServedModel(config.served_model_name, info.vocab_size, max_model_len, node.block_size)
+
+
+def _misfits(live: LiveConfig, info: ModelInfo) -> list[str]:
+    """What this model, or this machine's memory, makes impossible: told once, before any node starts."""
+    node, found = live.node, list[str]()
+    if node.max_model_len is not None and node.max_model_len > info.max_model_len:
+        found.append(f"--max-model-len must be at most the model's {info.max_model_len}, not {node.max_model_len}")
+    block_bytes = info.kv_layout(node.block_size, node.dtype).bytes_per_block
+    num_blocks = node.num_kv_blocks or node.kv_cache_memory_bytes // block_bytes
+    if num_blocks < 1:
+        limit = f"--kv-cache-memory-bytes ({node.kv_cache_memory_bytes})"
+        found.append(f"{limit} must hold at least one block of {block_bytes} bytes")
+    wanted, free = len(live.slots) * num_blocks * block_bytes, available_memory_bytes()
+    if wanted > free and live.ray.address is None:
+        pools = f"the KV pools of {len(live.slots)} nodes ({num_blocks} blocks of {block_bytes} bytes each)"
+        lower = "--kv-cache-memory-bytes" if node.num_kv_blocks is None else "--num-gpu-blocks-override"
+        found.append(f"{pools} need {wanted >> 20} MiB and {free >> 20} MiB of memory are free; lower {lower}")
+    return found

@@ -150,9 +150,15 @@ class DecodeWorker:
     # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def next_rows(self, max_rows: int, step: int, now: float) -> tuple[DecodeRows, list[Command]]:
-        """Take up to `max_rows` rows into step number `step`, one token each, oldest first; may preempt."""
+        """Take up to `max_rows` rows into step number `step`, one token each; may preempt.
+
+        Where there are more rows, those that have waited longest, then the oldest: none falls silent.
+        """
         rows, commands = DecodeRows(), list[Command]()
-        for row in [r for r in self._rows.values() if r.wants_token][:max_rows]:
+        wanting = [row for row in self._rows.values() if row.wants_token]
+        if len(wanting) > max_rows:
+            wanting = sorted(wanting, key=lambda row: row.last_step)[:max_rows]
+        for row in wanting:
             if row.end is not None:
                 continue
             grown = grow(row, self._pool, self._config.block_size)

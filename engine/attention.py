@@ -5,7 +5,7 @@ Pages are gathered into a scratch that stays in cache. Measured on one core (4 K
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class DecodeGroup:
 class Chunk:
     """Consecutive tokens of one row: lines `start` to `end` of the step's batch, after a prefix that has KV.
 
-    Shapes: `pages` flat [kv_heads * blocks]; `mask` [tokens, num_context], or None where there is no prefix.
+    Shapes: `pages` flat [kv_heads * blocks]; `mask` [tokens, num_context], or None where there is no prefix and where
+    the only line is the last token, which sees everything.
     """
 
     start: int
@@ -52,6 +53,12 @@ class AttentionPlan:
 
     groups: tuple[DecodeGroup, ...]
     chunks: tuple[Chunk, ...]
+
+    def last_lines(self) -> "AttentionPlan":
+        """The same for a batch that holds only the last line of each row."""
+        start = self.groups[-1].end if self.groups else 0
+        chunks = [replace(each, start=line, end=line + 1, mask=None) for line, each in enumerate(self.chunks, start)]
+        return AttentionPlan(self.groups, tuple(chunks))
 
 
 class PagedAttention:
@@ -148,7 +155,7 @@ class PagedAttention:
             keys[None, :, :end],
             values[None, :, :end],
             attn_mask=chunk.mask,
-            is_causal=chunk.mask is None,
+            is_causal=len(queries) == end,
             enable_gqa=self._heads_per_kv_head > 1,
         )
         return attended[0].transpose(0, 1)

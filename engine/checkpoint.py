@@ -12,6 +12,8 @@ from engine.hf_config import ModelConfig, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Weight types that can be converted, by the name safetensors gives them, and their bytes."""
 
@@ -35,11 +37,15 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All tensors of a folder, sorted by name."""
+    """All tensors of a folder, sorted by name. `promised` is the shard that the index names for each, if there is one.
+
+    A tensor that lies elsewhere than promised counts; of two copies the promised one does.
+    """
 
     folder: Path
     shards: tuple[Path, ...]
     tensors: dict[str, TensorEntry]
+    promised: dict[str, Path]
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -50,22 +56,22 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise ConfigError([f"shard {shard} is named in {INDEX} and missing; fetch it again" for shard in missing])
     tensors: dict[str, TensorEntry] = {}
     for shard in shards:
-        tensors.update(_read_header(shard))
-    absent = sorted(name for name, shard in promised.items() if name not in tensors or tensors[name].shard != shard)
-    if absent:
-        files = {name: promised[name].name for name in absent}
-        index = folder / INDEX
-        raise ConfigError([f"{index}: tensor {name} is not in {files[name]}; fetch both again" for name in absent])
-    return Checkpoint(folder, shards, dict(sorted(tensors.items())))
+        for name, entry in _read_header(shard).items():
+            if name not in tensors or promised.get(name) == shard:
+                tensors[name] = entry
+    return Checkpoint(folder, shards, dict(sorted(tensors.items())), promised)
 
 
 def _shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
-    """The shards, and which of them the index promises each tensor in (empty without an index)."""
+    """The shards, and which of them the index promises each tensor in (empty without an index).
+
+    A single file goes before an index, as it does for transformers.
+    """
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,), {}
     if (folder / INDEX).exists():
         promised = _read_index(folder)
         return tuple(sorted(set(promised.values()))), promised
-    if (folder / SINGLE).is_file():
-        return (folder / SINGLE,), {}
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         found = f"{folder} holds pickled weights only ({', '.join(pickles[:3])})"
@@ -114,9 +120,9 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_heads * dim, config.num_kv_heads * dim
     shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (hidden,)}
-    shapes["model.embed_tokens.weight"] = (config.vocab_size, hidden)
+    shapes[EMBEDDINGS] = (config.vocab_size, hidden)
     if not config.tied_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+        shapes[HEAD] = (config.vocab_size, hidden)
     linears = {
         "self_attn.q_proj": (q, hidden, config.qkv_bias),
         "self_attn.k_proj": (kv, hidden, config.qkv_bias),
@@ -155,6 +161,8 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
 
 def _difference(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> str:
     entry = checkpoint.tensors.get(name)
+    if entry is None and (shard := checkpoint.promised.get(name)) is not None:
+        return f"{checkpoint.folder / INDEX}: tensor {name} is not in {shard.name}; fetch both again"
     if entry is None:
         return f"{checkpoint.folder}: tensor {name} {shape} is missing; config.json and weights do not fit"
     if entry.shape != shape:
@@ -167,7 +175,7 @@ def _difference(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> st
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
     """Tensors that some tools write and no model needs: stored frequencies, and the second copy of tied embeddings."""
-    return name.endswith("rotary_emb.inv_freq") or (config.tied_embeddings and name == "lm_head.weight")
+    return name.endswith("rotary_emb.inv_freq") or (config.tied_embeddings and name == HEAD)
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:

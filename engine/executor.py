@@ -136,6 +136,9 @@ def load_executor(
     model = read_model_config(config.model)
     _check_layout(model, shape)
     memory = KVMemory(slab, shape)
+    if memory.device.type != device.type:
+        places = f"the KV slab lies on {memory.device.type!r} and the executor's device is {config.device!r}"
+        raise ConfigError([f"{places}; KV must lie where it is computed"])
     weights = _weights(config, model, device, progress)
     return Executor(Decoder(model, weights, memory), memory)
 

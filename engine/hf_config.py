@@ -109,7 +109,9 @@ class _Fields:
         return None if self._data.get(key) is None else self.number(key)
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self._data.get(key, default)
+        value = self._data.get(key)
+        if value is None:
+            return default
         if isinstance(value, bool):
             return value
         self.problem(f"{key} must be true or false, got {value!r}")
@@ -228,9 +230,13 @@ def _rope(data: Json, fields: _Fields, max_position: int) -> RopeConfig:
     given = data.get("rope_scaling") or data.get("rope_parameters")
     if isinstance(given, dict):
         merged.update(given)
+        original = "original_max_position_embeddings"
+        merged[original] = data.get(original) or merged.get(original)
     elif given is not None:
         fields.problem(f"rope_scaling or rope_parameters must be an object or null, got {given!r}")
     rope = _Fields(merged, f"{fields._where}: rope", fields._problems)
+    for key in (key for key, value in merged.items() if isinstance(value, dict)):
+        rope.problem(f"{key} has parameters of its own; one rope for all layers is supported")
     if merged.get("partial_rotary_factor") not in (None, 1, 1.0):
         rope.problem(f"partial_rotary_factor {merged['partial_rotary_factor']!r} is not supported; only 1.0 is")
     kind = merged.get("rope_type") or merged.get("type") or "default"
@@ -282,7 +288,7 @@ def _eos_token_ids(folder: Path, data: Json, problems: list[str]) -> frozenset[i
     if generation.exists():
         found = ((generation, read_json(generation).get("eos_token_id")), *found)
     for path, value in found:
-        if value is None:
+        if value is None or value == []:
             continue
         ids = value if isinstance(value, list) else [value]
         if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in ids):

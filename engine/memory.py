@@ -8,7 +8,6 @@ from enum import IntEnum
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from core.errors import ConfigError
@@ -111,6 +110,8 @@ class KVMemory:
 
     def digest(self, block: int) -> bytes:
         """xxh3_128 over the block's whole bytes; on a CPU without a copy. Guards against faults, not against people."""
+        import xxhash  # only here: without it everything but sealing works, as GPU machines' own Pythons are
+
         return xxhash.xxh3_128_digest(self._block_bytes[block].cpu().numpy().data)
 
     def close(self) -> None:

@@ -56,6 +56,8 @@ class Rows:
 
     def join(self, join: RowJoin) -> None:
         """Take a row in. Raises StepFailed when it is resident already or names what does not exist."""
+        if len(join.token_ids) % 4:
+            raise StepFailed(f"row {join.attempt} has {len(join.token_ids)} bytes of token ids; each takes 4")
         token_ids = array("I", join.token_ids)
         self._check_join(join, token_ids)
         row = Row(join.attempt, token_ids, join.num_computed, join.sampling, self._take_slot(), 0)

@@ -23,6 +23,12 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _NUM_ROUNDS = 10
 
+_FIRST_RANKS = 1024
+"""How many tokens top-p orders before it orders the whole vocabulary.
+
+Measured on one core at a vocabulary of 128,256 and top_p 0.9: a row takes 2.7 ms where these suffice, 15 ms otherwise.
+"""
+
 
 class Purpose(IntEnum):
     """What a random number is for; numbers of different purposes are independent."""
@@ -102,19 +108,40 @@ def filtered_probabilities(centred: Tensor, params: Sequence[SamplingParams]) ->
 def _floors(scaled: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """The smallest scaled logit that each row keeps. Shapes: [rows, vocab] -> [rows, 1]."""
     floors = _column([each.min_p for each in params], scaled).log()
+    limits, vocab = [each.top_k for each in params], scaled.shape[-1]
+    if any(0 < limit < vocab for limit in limits):
+        top_k = _top_k_floors(scaled, limits)
+        floors, scaled = floors.maximum(top_k), scaled.masked_fill(scaled < top_k, -torch.inf)
+    nucleus = [row for row, each in enumerate(params) if each.top_p < 1.0]
+    if nucleus:
+        picked = torch.tensor(nucleus, device=scaled.device)
+        masses = torch.tensor([params[row].top_p for row in nucleus], dtype=torch.float64, device=scaled.device)
+        floors[picked] = floors[picked].maximum(_top_p_floors(scaled[picked], masses[:, None], _FIRST_RANKS))
+    return floors
+
+
+def _top_k_floors(scaled: Tensor, limits: Sequence[int]) -> Tensor:
+    """The row's `limit`-th largest; -inf where there is no limit. Shapes: [rows, vocab] and [rows] -> [rows, 1]."""
     vocab = scaled.shape[-1]
-    ranks_kept = [min(each.top_k or vocab, vocab) for each in params]
-    if min(ranks_kept) == vocab and all(each.top_p >= 1.0 for each in params):
-        return floors
-    ordered = scaled.topk(max(ranks_kept), dim=-1).values
-    last = torch.tensor(ranks_kept, device=scaled.device)[:, None] - 1
-    top_k_floors = ordered.gather(-1, last)
-    ordered = ordered.masked_fill(ordered < top_k_floors, -torch.inf)
-    before = ordered.softmax(-1, dtype=torch.float64).cumsum(-1).roll(1, -1)
-    before[:, 0] = 0.0
-    masses = _column([each.top_p if each.top_p < 1.0 else torch.inf for each in params], before)
-    num_kept = (before < masses).sum(-1, keepdim=True)
-    return floors.maximum(top_k_floors).maximum(ordered.gather(-1, num_kept.clamp(min=1) - 1))
+    ordered = scaled.topk(max(limit for limit in limits if limit < vocab), dim=-1).values
+    last = torch.tensor([limit - 1 if 0 < limit < vocab else 0 for limit in limits], device=scaled.device)
+    free = torch.tensor([not 0 < limit < vocab for limit in limits], device=scaled.device)
+    return ordered.gather(-1, last[:, None]).masked_fill(free[:, None], -torch.inf)
+
+
+def _top_p_floors(scaled: Tensor, masses: Tensor, num_ranks: int) -> Tensor:
+    """The last of the largest that together hold `masses`, among `num_ranks` if they do, else among all.
+
+    The sum is over whole rows, so that ties at the edge of top-k weigh the same in every batch.
+    Shapes: [rows, vocab] and [rows, 1] -> [rows, 1].
+    """
+    num_ranks = min(num_ranks, scaled.shape[-1])
+    ordered = scaled.topk(num_ranks, dim=-1).values
+    parts = ordered.exp() / scaled.exp().sum(-1, keepdim=True, dtype=torch.float64)
+    num_kept = (parts.cumsum(-1) - parts < masses).sum(-1, keepdim=True)
+    if num_ranks < scaled.shape[-1] and bool((num_kept == num_ranks).any()):
+        return _top_p_floors(scaled, masses, scaled.shape[-1])
+    return ordered.gather(-1, num_kept.clamp(min=1) - 1)
 
 
 def _draw(probabilities: Tensor, uniforms: npt.NDArray[np.float64]) -> Tensor:

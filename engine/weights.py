@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from engine.checkpoint import check_tensors, expected_tensors, open_checkpoint
+from core.errors import ConfigError
+from engine.checkpoint import EMBEDDINGS, HEAD, check_tensors, expected_tensors, open_checkpoint
 from engine.hf_config import ModelConfig
 
 Progress = Callable[[int, int], None]
@@ -71,8 +72,18 @@ def load_weights(
                 progress(done, total)
             return loaded
 
+        if config.tied_embeddings and HEAD in checkpoint.tensors:
+            embeddings, head = (files[checkpoint.tensors[each].shard].get_tensor(each) for each in (EMBEDDINGS, HEAD))
+            _check_tied(embeddings, head, folder)
         weights = _assemble(config, tensor)
     return weights
+
+
+def _check_tied(embeddings: Tensor, head: Tensor, folder: Path) -> None:
+    """Old releases of transformers would drop the second copy, new ones would not tie: refuse to guess."""
+    if embeddings.dtype != head.dtype or not torch.equal(embeddings, head):
+        found = f"{folder}: config.json has tie_word_embeddings true, and {HEAD} differs from {EMBEDDINGS}"
+        raise ConfigError([f"{found}; set tie_word_embeddings to false to use it, or remove it"])
 
 
 def dummy_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Weights:
@@ -90,9 +101,9 @@ def dummy_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device,
 
 
 def _assemble(config: ModelConfig, tensor: Tensors) -> Weights:
-    embeddings = tensor("model.embed_tokens.weight")
+    embeddings = tensor(EMBEDDINGS)
     layers = tuple(_layer(config, f"model.layers.{index}.", tensor) for index in range(config.num_layers))
-    head = embeddings if config.tied_embeddings else tensor("lm_head.weight")
+    head = embeddings if config.tied_embeddings else tensor(HEAD)
     return Weights(embeddings, layers, tensor("model.norm.weight"), head)
 
 

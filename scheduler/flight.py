@@ -14,7 +14,7 @@ class Flight:
     """One request. `log` is what the gateway has delivered; `attempt` the current try, None while it waits.
 
     `num_tries` counts failed tries, `num_losses` those that ended with a node, `num_preemptions` neither.
-    `unheld_since`: all nodes have reported its attempt, and the gateway has not ended the stream yet.
+    `unheld_since`: a node called its attempt complete, or all have reported it; the gateway has not ended it yet.
     """
 
     request: Request

@@ -150,7 +150,11 @@ class Scheduler:
         if not self.view.release(event.attempt, event.node):
             self.num_dropped_events += 1
         flight = self._flights.get(request_of(event.attempt))
-        if flight is None or flight.attempt != event.attempt or event.end in _HARMLESS:
+        if flight is None or flight.attempt != event.attempt:
+            return []
+        if event.end is AttemptEnd.FINISHED:
+            flight.unheld_since = now
+        if event.end in _HARMLESS:
             return []
         if event.end is AttemptEnd.PREEMPTED:
             flight.num_preemptions += 1
@@ -284,7 +288,7 @@ class Scheduler:
     def _start(self, flight: Flight, demand: Demand, route: Route, now: float) -> Tell:
         """Book slot and credit together, and submit."""
         self._queue.remove(flight)
-        flight.state = RequestState.ROUTED
+        flight.state, flight.unheld_since = RequestState.ROUTED, None
         attempt = flight.mint_attempt()
         if route.prefill == route.decode:
             blocks = demand.decode_blocks if demand.decodes else demand.prefill_blocks
@@ -349,13 +353,12 @@ class Scheduler:
         return []
 
     def _is_forgotten(self, flight: Flight, now: float) -> bool:
-        """Whether no node works on it any more, and its end has not come from the gateway for too long.
+        """Whether a node called it complete or none has it any more, and for too long no end came from the gateway.
 
         A node's report may survive the node, and the tokens that it sent before may not.
         """
-        if flight.attempt is None or self.view.nodes_of(flight.attempt):
-            flight.unheld_since = None
-        elif flight.unheld_since is None:
+        assert flight.attempt is not None
+        if flight.unheld_since is None and not self.view.nodes_of(flight.attempt):
             flight.unheld_since = now
         return flight.unheld_since is not None and now - flight.unheld_since > self.config.timers.silence_s
 

@@ -20,11 +20,14 @@ OPTIONS = [("grpc.max_receive_message_length", 8 * 1024 * 1024)]
 
 
 class CallFailed(PenstockError):
-    """A call ended with another status than OK. `code` is Penstock's; `field` is what to mend, if that was told."""
+    """A call ended with another status than OK. `field` is what to mend, if that was told.
+
+    `code` is Penstock's, or the status in lower case where no Penstock answered.
+    """
 
     def __init__(self, status: grpc.StatusCode, message: str, details: bytes | None) -> None:
         parsed = Status.FromString(details or b"")
-        super().__init__(message or status.name)
+        super().__init__(message or status.name, code=status.name.lower())
         self.status = status
         self.field = ""
         for detail in parsed.details:

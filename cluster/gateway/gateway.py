@@ -13,7 +13,7 @@ from cluster.gateway.ledger import RequestLedger
 from cluster.gateway.limits import Limits, ServedModel
 from cluster.gateway.streams import Delivered, Ended, StreamOutput, Streams
 from cluster.gateway.tokenizer import Tokenizer
-from cluster.gateway.validation import Envelope, check_prompt, read_envelope, read_sampling_for
+from cluster.gateway.validation import Envelope, check_prompt, check_text, read_envelope, read_sampling_for
 from core.commands import Tell
 from core.errors import DeadlineExceeded, ErrorInfo, Overloaded, Unavailable
 from core.events import GatewayEvent, Tick
@@ -123,6 +123,7 @@ class Gateway:
     async def _token_ids(self, message: GenerateRequest) -> list[int]:
         if message.WhichOneof("prompt") == "token_ids":
             return list(message.token_ids.ids)
+        check_text(message.text, self.tokenizer.max_token_chars, self.model)
         encode = self.tokenizer.encode_chat if message.chat else self.tokenizer.encode
         if len(message.text) < LONG_TEXT_CHARS:
             return encode(message.text)

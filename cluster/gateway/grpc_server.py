@@ -1,6 +1,8 @@
 """The public gRPC server: inference, health, reflection, and its limits."""
 
 import asyncio
+import socket
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -33,6 +35,9 @@ class GrpcServer:
 
     async def start(self) -> int:
         """Listen; the port. Raises ConfigError where the address cannot be had."""
+        why_not = _why_not(self._wanted)
+        if why_not:
+            raise _cannot_listen(self._wanted, why_not)
         server = grpc.aio.server(options=server_options(self._gateway.limits))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -43,7 +48,7 @@ class GrpcServer:
         except RuntimeError as error:
             await server.start()  # one that never started keeps its poller when it is stopped
             await server.stop(None)
-            raise ConfigError([f"the gRPC server cannot listen on {self._wanted}: {error}"]) from error
+            raise _cannot_listen(self._wanted, str(error)) from error
         await self._set_health()
         await server.start()
         self._server, self.address = server, f"{self._wanted.rpartition(':')[0]}:{port}"
@@ -72,6 +77,35 @@ class GrpcServer:
         status = response.SERVING if serving else response.NOT_SERVING
         for service in ("", SERVICE_NAME):
             await self._health.set(service, status)
+
+
+def _cannot_listen(address: str, why: str) -> ConfigError:
+    problem = f"the gRPC server cannot listen on {address}: {why}"
+    return ConfigError([f"{problem}; choose another --host or --grpc-port (0: any free one)"])
+
+
+def _why_not(address: str) -> str:
+    """Why an address cannot be had, in the system's own words: gRPC says only that it cannot. Empty where it can."""
+    host, _, port = address.rpartition(":")
+    why = ""
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+            why = _bind(socket.socket(family, kind, protocol), place)
+            if not why:
+                break
+    except OSError as error:
+        return error.strerror or str(error)
+    return why
+
+
+def _bind(probe: socket.socket, place: Any) -> str:
+    with probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(place)
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
 
 
 def server_options(limits: Limits) -> list[tuple[str, int]]:

@@ -12,7 +12,10 @@ from core.errors import ConfigError, InvalidRequest
 
 
 class Tokenizer:
-    """A model's vocabulary. Safe to use from several threads at once."""
+    """A model's vocabulary. Safe to use from several threads at once.
+
+    `max_token_chars` is the length of the longest token: no token stands for more characters of a text.
+    """
 
     def __init__(self, tokenizer: HFTokenizer, chat_template: "ChatTemplate | None" = None) -> None:
         self._tokenizer = tokenizer
@@ -20,6 +23,7 @@ class Tokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self._kinds = _decoder_kinds(json.loads(tokenizer.to_str())["decoder"])
+        self.max_token_chars = max(map(len, tokenizer.get_vocab()), default=1)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
@@ -40,15 +44,17 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the model expects around it."""
-        ids: list[int] = self._tokenizer.encode(text).ids
-        return ids
+        return self._encode(text, add_special_tokens=True)
 
     def encode_chat(self, message: str) -> list[int]:
         """Token ids of one user message in the model's chat template, up to where the answer begins."""
         if self._chat_template is None:
             raise InvalidRequest("chat: this model has no chat template", code="unsupported_parameter")
-        rendered = self._chat_template.render(message)
-        ids: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False).ids
+        return self._encode(self._chat_template.render(message), add_special_tokens=False)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """As a batch of one: the library keeps the interpreter to itself for the whole of a single text."""
+        ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, token_ids: list[int]) -> str:

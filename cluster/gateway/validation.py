@@ -46,6 +46,14 @@ def check_length(num_prompt_tokens: int, model: ServedModel) -> None:
         raise FieldError("prompt", problem, "context_length_exceeded")
 
 
+def check_text(text: str, max_token_chars: int, model: ServedModel) -> None:
+    """Refuse what cannot fit however it is cut into tokens: cutting megabytes takes a core for half a minute."""
+    limit = model.max_model_len * max_token_chars
+    if len(text) > limit:
+        problem = f"{len(text)} characters exceed the context of {model.max_model_len} tokens (at most {limit} fit)"
+        raise FieldError("text", problem, "context_length_exceeded")
+
+
 def read_envelope(message: GenerateRequest, model: ServedModel, limits: Limits) -> Envelope:
     """Names, targets and times within their limits."""
     _check_model(message.model, model)

@@ -81,5 +81,8 @@ class LiveConfig:
         if len({slot.name for slot in self.slots}) < len(self.slots):
             found.append("two nodes have the same name")
         if not self.node.model.is_dir():
-            found.append(f"model {str(self.node.model)!r} is not a folder")
+            found.append(
+                f"model {str(self.node.model)!r} is not a folder; nothing is downloaded here: fetch one first, "
+                "e.g. `hf download NAME --local-dir FOLDER`, and give FOLDER"
+            )
         return found

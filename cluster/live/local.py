@@ -15,6 +15,9 @@ from core.errors import ConfigError, NodeLost
 
 LOG = logging.getLogger("penstock.node")
 MAX_LINE_BYTES = 1 << 16
+_LEVELS = {name.encode(): level for name, level in logging.getLevelNamesMapping().items()}
+_LEVELS[b"Fatal"] = logging.CRITICAL
+"""By a line's first word: what logging writes, and what faulthandler writes when the interpreter crashes."""
 
 
 class LocalNode:
@@ -155,15 +158,19 @@ def _failure(name: str, status: NodeStatus) -> ConfigError | NodeLost:
 
 
 async def _copy_output(name: str, process: asyncio.subprocess.Process) -> None:
-    """Line by line into our log, with the node's name in front; a line that is too long comes in parts."""
+    """Line by line into our log, with the node's name in front; a line that is too long comes in parts.
+
+    Each at the level that it begins with; what begins with none, such as a traceback, belongs to the line before.
+    """
     output = process.stdout
     assert output is not None
-    rest = b""
+    rest, level = b"", logging.INFO
     while part := await output.read(MAX_LINE_BYTES):
         *lines, rest = (rest + part).split(b"\n")
         if len(rest) >= MAX_LINE_BYTES:
             lines, rest = [*lines, rest], b""
         for line in lines:
-            LOG.info("%s | %s", name, line.decode(errors="replace"))
+            level = _LEVELS.get(line.partition(b" ")[0], level)
+            LOG.log(level, "%s | %s", name, line.decode(errors="replace"))
     if rest:
-        LOG.info("%s | %s", name, rest.decode(errors="replace"))
+        LOG.log(level, "%s | %s", name, rest.decode(errors="replace"))

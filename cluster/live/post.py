@@ -10,6 +10,7 @@ from typing import cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from cluster.api.v1.post_pb2 import Envelope, Hello, PeersChanged, Welcome
 from cluster.api.v1.post_pb2_grpc import PostServicer, PostStub, add_PostServicer_to_server
@@ -157,7 +158,7 @@ class Post(PostServicer):
                 LOG.debug("stream with %s ended: %r", line.peer, end)
 
     async def _read(self, line: Line, wire: Wire) -> None:
-        while (envelope := await wire.read()) is not grpc.aio.EOF:
+        while (envelope := await _read(wire)) is not grpc.aio.EOF:
             self._on_envelope(line, cast(Envelope, envelope))
 
     def _on_envelope(self, line: Line, envelope: Envelope) -> None:
@@ -308,7 +309,15 @@ class Post(PostServicer):
 
 async def _next(wire: Wire) -> Envelope:
     """The next envelope of a handshake. Raises Untrusted where the other side leaves instead."""
-    envelope = await wire.read()
+    envelope = await _read(wire)
     if envelope is grpc.aio.EOF:
         raise Untrusted("the other side left the handshake")
     return cast(Envelope, envelope)
+
+
+async def _read(wire: Wire) -> object:
+    """An envelope, or grpc.aio.EOF. Raises LinkBroken for bytes that are none."""
+    try:
+        return await wire.read()
+    except DecodeError as error:
+        raise LinkBroken("what was sent is not an envelope") from error

@@ -97,11 +97,11 @@ class Supervisor:
             try:
                 await self._live(slot)
             except Exception as error:
-                LOG.error("%s: %s", slot.slot.name, error, exc_info=not isinstance(error, PenstockError))
                 if not slot.ready.done():
                     slot.phase = "failed"
                     slot.ready.set_exception(error)
                     return
+                LOG.error("%s: %s", slot.slot.name, error, exc_info=not isinstance(error, PenstockError))
             pause = slot.die(time.monotonic())
             if pause is None:
                 slot.phase = "given up"

@@ -1,4 +1,4 @@
-"""The cells that a batch of seeds must hit: every row of the life cycles that an event leads to, and deaths of nodes."""
+"""What a batch of seeds must hit: every row of the life cycles that an event leads to, and deaths of nodes."""
 
 from collections.abc import Mapping
 
@@ -26,6 +26,30 @@ _FAILING = (DecodeState.FETCHING, DecodeState.ENDING)
 _MORTAL: tuple[tuple[Table, State], ...] = ((PREFILL, PrefillState.GONE), (DECODE, DecodeState.GONE))
 
 
-def missing_cells(hits: Mapping[str, int]) -> list[str]:
-    """Required cells that were never hit; `hits` are keyed `state × event`."""
-    return [name for state, event in required_cells() if not hits.get(name := f"{state} × {event}")]
+SEEDS_FOR_RARE = {
+    "decode ending × ClaimAnswered": 10_000,
+    "prefill prefilling × Tick": 10_000,
+    "decode waiting × PeerLost": 5_000,
+    "prefill ending × Claimed": 5_000,
+    "decode ending × KVFailed(kv_corrupt)": 1_000,
+    "decode ending × Sealed": 1_000,
+    "decode fetching × ClaimAnswered": 1_000,
+    "decode fetching × Tick": 1_000,
+    "decode waiting × Tick": 1_000,
+    "decode waiting × kill": 1_000,
+    "prefill offered × Tick": 1_000,
+    "request waiting × StreamEnded": 1_000,
+}
+"""How many seeds must have run before a rare cell is asked for: most of these need two faults at once, or a fault in a
+state that lasts for one message. All others must be hit by 200."""
+
+
+def missing_faults(faults: Mapping[str, int], num_seeds: int) -> list[str]:
+    """Classes of faults that never happened in that many seeds."""
+    return [fault for fault in Fault if not faults.get(fault) and num_seeds >= 200]
+
+
+def missing_cells(hits: Mapping[str, int], num_seeds: int) -> list[str]:
+    """Required cells that were never hit in that many seeds; `hits` are keyed `state × event`."""
+    names = [f"{state} × {event}" for state, event in required_cells()]
+    return [name for name in names if not hits.get(name) and num_seeds >= SEEDS_FOR_RARE.get(name, 200)]

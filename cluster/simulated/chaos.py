@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.simulated.cells import missing_cells
+from cluster.simulated.cells import missing_cells, missing_faults
 from cluster.simulated.checks import check_end
 from cluster.simulated.report import Report, report_of
 from cluster.simulated.scenario import draw
@@ -57,7 +57,7 @@ class Tally:
         self.num_tokens += report.num_tokens
         self.num_events += report.num_events
         self.outcomes.update({str(outcome): count for outcome, count in report.outcomes.items()})
-        self.faults.update(report.faults)
+        self.faults.update({str(fault): count for fault, count in report.faults.items()})
         self.hits.update({f"{state} × {fault}": count for (state, fault), count in report.hits.items()})
 
     def merge(self, other: "Tally") -> None:
@@ -69,6 +69,10 @@ class Tally:
         self.hits.update(other.hits)
         self.failures.update(other.failures)
 
+    def blind_spots(self) -> list[str]:
+        """Classes of faults that did not happen, and states that were not met by what they should be."""
+        return missing_faults(self.faults, self.num_seeds) + missing_cells(self.hits, self.num_seeds)
+
     def figures(self) -> dict[str, float]:
         """What stands in tables: counts of correctness, and the speed of this machine."""
         return {
@@ -78,7 +82,7 @@ class Tally:
             "tokens": self.num_tokens,
             "events": self.num_events,
             "state_fault_cells_hit": len(self.hits),
-            "state_fault_cells_missing": len(missing_cells(self.hits)),
+            "state_fault_cells_missing": len(self.blind_spots()),
             "fewest_hits_of_a_cell": min(self.hits.values(), default=0),
             "seeds_per_second_per_core": round(self.num_seeds / self.cpu_s, 1) if self.cpu_s else 0.0,
         }
@@ -110,8 +114,7 @@ def main() -> int:
         tally.merge(batch)
         _save(options.json, options.start, tally)
     _print(tally)
-    blind = options.seeds >= 200 and missing_cells(tally.hits)
-    return 1 if tally.failures or blind else 0
+    return 1 if tally.failures or tally.blind_spots() else 0
 
 
 def _batches(options: argparse.Namespace, num_done: int) -> Iterator[Tally]:
@@ -165,7 +168,7 @@ def _print(tally: Tally) -> None:
         print(f"{title}:")
         for name, count in sorted(counts.items()):
             print(f"  {count:>9,}  {name}")
-    for cell in missing_cells(tally.hits):
+    for cell in tally.blind_spots():
         print(f"NEVER HIT: {cell}")
     for seed, why in sorted(tally.failures.items()):
         print(f"FAILED seed {seed}: {why}\n  {replay_command(seed)}")

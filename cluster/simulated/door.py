@@ -82,6 +82,9 @@ class Door:
         right, finish = reference_tokens(arrival.request, EOS_TOKEN_IDS)
         self.answers[arrival.request.id] = Answer(arrival, right, finish, self._loop.now)
         self._do(self.streams.open(arrival.request, self._loop.now))
+        if arrival.leaves_after == 0:
+            self._watch.happened(Fault.CANCEL)
+            self.cancel(arrival.request.id)
 
     def cancel(self, request: RequestId) -> None:
         """A client leaves; nothing where its answer is complete."""
@@ -111,7 +114,9 @@ class Door:
     def _check_log(self, resumed: RequestResumed) -> None:
         """What is resumed from is what the client has; the attempt that told it may add nothing any more."""
         answer = self.answers[resumed.request]
-        assert unpack_tokens(resumed.log) == tuple(answer.token_ids), f"{resumed.request}: its log is not what was delivered"
+        assert unpack_tokens(resumed.log) == tuple(answer.token_ids), (
+            f"{resumed.request}: its log is not what was delivered"
+        )
         answer.fence = answer.attempt
 
     def _tick(self, tick_s: float) -> None:

@@ -25,6 +25,7 @@ from core.events import (
     TokensEmitted,
 )
 from core.ids import SCHEDULER, Address, AttemptId, NodeId, RequestId, request_of
+from core.lifecycle import DecodeState
 from core.mix import Mix, mix_of
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ HANDOFF = (
     Offered | Sealed | Claimed | Lent | ClaimAnswered | KVArrived | KVFailed | LeaseReleased | LeasesRenewed | Fenced
 )
 RETRY = AttemptLost | RequestResumed
-HANDOFF_WEIGHT = 4.0
-"""Handoffs and retries are short: faults follow their events this much more often."""
+HANDOFF_WEIGHT = 6.0
+WAITING_WEIGHT = 150.0
+"""Handoffs and retries are short: faults follow their events this much more often, and more so where blocks lack."""
 
 
 def delays_of(scenario: Scenario) -> Delays:
@@ -68,7 +70,7 @@ def dice_of(scenario: Scenario) -> Dice:
     return Dice(
         step_fails=0.01 * rate if Fault.STEP_FAILED in faults else 0.0,
         byte_flips=0.02 * rate if Fault.CORRUPT in faults else 0.0,
-        fetch_slow=0.05 * rate if Fault.SLOW_FETCH in faults else 0.0,
+        fetch_slow=0.1 * rate if Fault.SLOW_FETCH in faults else 0.0,
         slow_s=scenario.timers.handoff_s * 1.3,
     )
 
@@ -97,10 +99,17 @@ class Faults:
             return
         thrown = self._chance.random()
         if isinstance(event, HANDOFF | RETRY):
-            thrown /= HANDOFF_WEIGHT
+            thrown /= WAITING_WEIGHT if self._is_waiting(address, event) else HANDOFF_WEIGHT
         if thrown < self._shares[-1][0]:
             fault = next(fault for share, fault in self._shares if thrown < share)
             self._inject(fault, address, event)
+
+    def _is_waiting(self, address: Address, event: Event) -> bool:
+        """Whether this has just been offered, and there are no blocks for it yet."""
+        if not isinstance(event, Offered | Sealed):
+            return False
+        host = self._world.place.hosts.get(NodeId(address))
+        return host is not None and host.machine.decode.state_of(event.attempt) is DecodeState.WAITING
 
     def _inject(self, fault: Fault, address: Address, event: Event) -> None:
         match fault:

@@ -14,7 +14,19 @@ from cluster.simulated.watch import CHECK_EVERY, Watch
 from core.commands import Command, Emit, FetchKV, Lend, Revoke, RunStep, Tell
 from core.errors import Corrupt, LeaseExpired
 from core.errors import StepFailed as StepFailedError
-from core.events import AttemptEnd, Fenced, KVArrived, KVFailed, Lent, NodeEvent, PeerLost, StepDone, StepFailed, Tick
+from core.events import (
+    AttemptEnd,
+    AttemptFinished,
+    Fenced,
+    KVArrived,
+    KVFailed,
+    Lent,
+    NodeEvent,
+    PeerLost,
+    StepDone,
+    StepFailed,
+    Tick,
+)
 from core.ids import AttemptId, NodeId
 from core.step import StepPlan
 from engine.fake import FakeExecutor, FakeMemory
@@ -91,8 +103,11 @@ class Host:
         if isinstance(event, PeerLost):
             self._unbind(event.node)
         self.lives.before(event)
-        for command in self.machine.handle(event, self._clock()):
+        now = self._clock()
+        for command in self.machine.handle(event, now):
             self._do(command)
+        if isinstance(event, Tick):
+            assert not self.machine.prefill.leases.expired(now), f"{self.node}: a lease outlives its time and a tick"
         self.lives.after(event)
         self._num_taken += 1
         if self._num_taken % CHECK_EVERY == 0:
@@ -119,6 +134,8 @@ class Host:
     def _do(self, command: Command) -> None:
         match command:
             case Tell(to, event):
+                if isinstance(event, AttemptFinished):
+                    self.lives.reported.add(event.attempt)
                 self._place.links.send(self.node, to, event)
             case Emit(gateway, tokens):
                 self._place.links.send(self.node, gateway, tokens)
@@ -233,7 +250,7 @@ class Host:
         block_s = self._long_s(self._place.costs.link.block_s)
         if dice.fetch_slow and self._loop.chance.random() < dice.fetch_slow:
             self._place.watch.happened(Fault.SLOW_FETCH)
-            block_s += dice.slow_s * self._loop.chance.random()
+            block_s += dice.slow_s * self._loop.chance.random() ** 2
         return block_s
 
     def _why_impossible(self, fetch: Fetch) -> str:

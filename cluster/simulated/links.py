@@ -36,6 +36,8 @@ class Links:
     def __init__(self, loop: Loop, delays: Delays, deliver: Callable[[Address, Event], None]) -> None:
         self.delays = delays
         self.num_lost = 0
+        self.num_late = 0
+        self.num_overtaken = 0
         self.num_under_way = 0
         self._loop = loop
         self._deliver = deliver
@@ -51,6 +53,9 @@ class Links:
         when = self._loop.now + self._delay_s()
         if not self.delays.reorder:
             when = self._arrives_at[link] = max(when, self._arrives_at.get(link, 0.0))
+        else:
+            self.num_overtaken += when < self._arrives_at.get(link, 0.0)
+            self._arrives_at[link] = max(when, self._arrives_at.get(link, 0.0))
         self.num_under_way += 1
         self._loop.at(when, self._arrive, link, self._told.get(link, 0), event)
 
@@ -93,5 +98,6 @@ class Links:
         delays, chance = self.delays, self._loop.chance
         delay_s = delays.message_s * (1.0 + delays.jitter * chance.random())
         if delays.late_share and chance.random() < delays.late_share:
+            self.num_late += 1
             delay_s += delays.late_s * chance.random()
         return delay_s

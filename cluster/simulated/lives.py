@@ -15,6 +15,7 @@ from core.events import (
     Offered,
     PeerLost,
     PrefillEvent,
+    RequestCancelled,
     StepDone,
     StepFailed,
     Submitted,
@@ -23,6 +24,11 @@ from core.events import (
 from core.ids import AttemptId, NodeId, RequestId, request_of
 from core.lifecycle import DECODE, PREFILL, REQUEST, DecodeState, PrefillState, RequestState, State, Table, moves
 from scheduler.scheduler import Scheduler
+
+LETS_GO = frozenset(
+    {PrefillState.ENDING, PrefillState.GONE, DecodeState.ENDING, DecodeState.GONE, DecodeState.DECODING}
+)
+"""Where an attempt may stand once its peer is known to be lost."""
 
 _WORDS = {REQUEST.title: "request", PREFILL.title: "prefill", DECODE.title: "decode"}
 _ALLOWED: dict[tuple[str, State, type[Event] | None], frozenset[State]] = {}
@@ -51,13 +57,14 @@ def event_word(event: Event) -> str:
 class AttemptLives:
     """The attempts of one node: where they stood before an event, and where they stand after it.
 
-    Owns: which peer each attempt was said to have, and which step holds which attempts.
+    Owns: which peer each attempt was said to have, which step holds which attempts, and who was reported gone.
     """
 
     machine: Node
     watch: Watch
     peers: dict[AttemptId, NodeId] = field(default_factory=dict)
     steps: dict[int, tuple[AttemptId, ...]] = field(default_factory=dict)
+    reported: set[AttemptId] = field(default_factory=set)
     _before: list[tuple[AttemptId, PrefillState, DecodeState]] = field(default_factory=list)
 
     def before(self, event: Event) -> None:
@@ -74,6 +81,11 @@ class AttemptLives:
         word = event_word(event)
         for attempt, old_prefill, old_decode in self._before:
             new_prefill, new_decode = self.machine.prefill.state_of(attempt), self.machine.decode.state_of(attempt)
+            is_here = new_prefill is not PrefillState.GONE or new_decode is not DecodeState.GONE
+            assert not is_here or attempt not in self.reported, f"{attempt} is back after it was reported gone"
+            if isinstance(event, PeerLost):
+                lets_go = new_prefill in LETS_GO and new_decode in LETS_GO
+                assert lets_go, f"{attempt} is {new_prefill}, {new_decode} after {event.node} was lost"
             is_adopted = old_decode is DecodeState.GONE and new_decode is not DecodeState.GONE
             at_prefill = isinstance(event, PrefillEvent) or old_prefill is not PrefillState.GONE
             at_decode = isinstance(event, DecodeEvent) or old_decode is not DecodeState.GONE or is_adopted
@@ -120,10 +132,13 @@ class RequestLives:
 
     scheduler: Scheduler
     watch: Watch
+    cancelled: set[RequestId] = field(default_factory=set)
     _before: list[tuple[RequestId, RequestState]] = field(default_factory=list)
 
     def before(self, event: Event) -> None:
         """Note where those stand that the event is about."""
+        if isinstance(event, RequestCancelled):
+            self.cancelled.add(event.request)
         self._before = [(request, self.scheduler.state_of(request)) for request in self._concerned(event)]
 
     def after(self, event: Event) -> None:
@@ -131,6 +146,8 @@ class RequestLives:
         word = event_word(event)
         for request, old in self._before:
             new = self.scheduler.state_of(request)
+            is_live = new is not RequestState.ENDED
+            assert not is_live or request not in self.cancelled, f"{request} is {new} after it was cancelled"
             check_move(REQUEST, old, event, new)
             if new is not old or not isinstance(event, Tick):
                 self.watch.hits[cell(REQUEST, old, word)] += 1

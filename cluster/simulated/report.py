@@ -3,8 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from cluster.simulated.scenario import Fault
 from cluster.simulated.world import World
-from core.goodput import Goodput, Outcome, goodput
+from core.goodput import Goodput, Outcome, RequestRecord, goodput
 from core.request import SLO
 
 
@@ -38,7 +39,17 @@ def report_of(world: World, slo: SLO) -> Report:
         num_events=world.watch.num_events,
         duration_s=world.loop.now,
         goodput=goodput(records, slo, world.loop.now),
-        faults=world.watch.faults,
+        faults=_faults(world, records),
         hits=world.watch.hits,
         trace_hash=world.watch.trace_hash,
     )
+
+
+def _faults(world: World, records: list[RequestRecord]) -> Counter[str]:
+    """What was injected; for links and deadlines, what came of it."""
+    links = world.place.links
+    faults = Counter(world.watch.faults)
+    faults[Fault.DELAY] += links.num_late
+    faults[Fault.REORDER] += links.num_overtaken
+    faults[Fault.DEADLINE] += sum(record.outcome is Outcome.EXPIRED for record in records)
+    return faults

@@ -50,7 +50,9 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A client's request, and when it knocks at which gateway. `leaves_after` tokens the client has what it wanted."""
+    """A client's request, and when it knocks at which gateway. `leaves_after` tokens the client has what it wanted
+    and stops; 0: it leaves as soon as it has asked.
+    """
 
     at: float
     gateway: GatewayId
@@ -63,6 +65,7 @@ class Scenario:
     """One run. `fault_rate` scales how often faults happen; `fenced_transport`: a revoked lease cannot be read through.
 
     `overcommit`: the scheduler books for short answers only, so that pools run full and rows are preempted.
+    `by_hand`: somebody breaks things from outside.
     """
 
     seed: int
@@ -77,6 +80,12 @@ class Scenario:
     fault_rate: float = 1.0
     fenced_transport: bool = False
     overcommit: bool = False
+    by_hand: bool = False
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether a handoff or a step may come to nothing."""
+        return self.by_hand or bool(self.faults & (HARMFUL | {Fault.DELAY, Fault.REORDER}))
 
     @property
     def kv(self) -> KVLayout:
@@ -89,7 +98,7 @@ class Scenario:
         return self.kv.id("fake")
 
 
-def shrunk(scale: float, tick_s: float = 0.05) -> Timers:
+def shrunk(scale: float, tick_s: float = 0.08) -> Timers:
     """The usual timers, `scale` times as long; ticks stay rare, because they cost the most to simulate."""
     usual = Timers()
     times = {name: getattr(usual, name) * scale for name in Timers.__slots__ if name != "tick_s"}
@@ -106,13 +115,14 @@ def make_request(
     tenant: str = "",
     priority: int = 0,
     deadline_s: float = 60.0,
+    tpot_s: float = 0.1,
     ignore_eos: bool = False,
 ) -> Request:
     """A request over given tokens, as a gateway would make it."""
     packed = pack_tokens(token_ids)
     prompt = Prompt(len(token_ids), block_keys(packed, block_size, tenant))
     sampling = SamplingParams(max_tokens, seed=seed, ignore_eos=ignore_eos)
-    return Request(RequestId(name), prompt, packed, sampling, SLO(2.0, 0.1), priority, tenant, deadline_s)
+    return Request(RequestId(name), prompt, packed, sampling, SLO(2.0, tpot_s), priority, tenant, deadline_s)
 
 
 def draw(seed: int) -> Scenario:
@@ -133,7 +143,7 @@ def draw(seed: int) -> Scenario:
         faults=faults,
         fault_rate=chance.choice((0.5, 1.0, 2.0)),
         fenced_transport=chance.random() < 0.5,
-        overcommit=chance.random() < 0.5,
+        overcommit=chance.random() < 0.6,
     )
 
 
@@ -143,7 +153,7 @@ def _draw_nodes(chance: Random) -> tuple[NodePlan, ...]:
     small = chance.random() < 0.6
     roles = [chance.choice(("prefill", "decode", "mixed", "prefill", "decode")) for _ in range(num_nodes)]
     if num_nodes > 1 and chance.random() < 0.7:
-        roles[:2] = "prefill", "decode"
+        roles[:2] = "prefill", chance.choice(("decode", "decode", "mixed"))
     return tuple(
         NodePlan(
             f"node-{i}",
@@ -185,8 +195,11 @@ def _draw_arrivals(
             tenant=chance.choice(("", "", "blue")),
             priority=chance.choice((0, 0, 0, 1)),
             deadline_s=chance.uniform(0.02, 0.5) if hurried else 60.0,
+            tpot_s=chance.choice((0.1, 0.1, 1.0)),
             ignore_eos=chance.random() < 0.3,
         )
         leaves_after = chance.randint(1, 4) if Fault.STOP in faults and chance.random() < 0.2 else None
+        if Fault.CANCEL in faults and chance.random() < 0.05:
+            leaves_after = 0
         arrivals.append(Arrival(chance.uniform(0.0, span_s), chance.choice(gateways), request, leaves_after))
     return tuple(arrivals)

@@ -12,12 +12,24 @@ from cluster.simulated.loop import Loop
 from cluster.simulated.scenario import EOS_TOKEN_IDS, Arrival, Fault, NodePlan, Scenario
 from cluster.simulated.watch import CHECK_EVERY, Watch
 from core.commands import Tell
-from core.events import Event, NodeJoined, NodeLost, Overridden, PeerLost, SchedulerEvent, Tick
-from core.ids import SCHEDULER, Address, GatewayId, NodeId, RequestId
+from core.events import (
+    AttemptEnd,
+    AttemptFinished,
+    Event,
+    NodeJoined,
+    NodeLost,
+    Overridden,
+    PeerLost,
+    SchedulerEvent,
+    Tick,
+)
+from core.ids import SCHEDULER, Address, AttemptId, GatewayId, NodeId, RequestId
 from core.mix import NodeSpec, mix_of
 from scheduler.config import SchedulerConfig
 from scheduler.policies.least_loaded import LeastLoaded
 from scheduler.scheduler import Scheduler
+
+FAILURES = frozenset({AttemptEnd.KV_LOST, AttemptEnd.KV_CORRUPT, AttemptEnd.STEP_FAILED})
 
 LOOKS_PER_TICK = 0.73
 """How often it is asked whether all is quiet: out of step with ticks, whose reports are under way at the same phase."""
@@ -41,6 +53,7 @@ class World:
             gateway: Door(gateway, scenario.timers, self.loop, links, self.watch) for gateway in scenario.gateways
         }
         self._num_taken = 0
+        self._complete: set[AttemptId] = set()
         self._num_to_come = len(scenario.arrivals)
         self._severing: set[frozenset[NodeId]] = set()
         for plan in scenario.nodes:
@@ -94,6 +107,7 @@ class World:
         if not self.scheduler.is_idle():
             found.append("the scheduler")
         found += [host.node for host in self.alive() if not host.is_quiet or host.is_doomed]
+        found += [f"{host.node} sleeps" for host in self.alive() if host.paused_until > self.loop.now]
         return found
 
     # ── what the dice may break ──────────────────────────────────────────────────────────────────────────────────────
@@ -138,7 +152,7 @@ class World:
         self._severing.add(pair)
         self.place.links.cut(one.node, other.node)
         limit_s, chance = self.scenario.timers.dead_s, self.loop.chance
-        told_in_s = [limit_s * chance.random(), limit_s * chance.random()]
+        told_in_s = [limit_s * chance.random() * chance.choice((0.1, 1.0)) for _ in range(2)]
         self.loop.after(told_in_s[0], self._lose_peer, one, other.node)
         self.loop.after(told_in_s[1], self._lose_peer, other, one.node)
         self.loop.after(max(told_in_s), self._severing.discard, pair)
@@ -158,6 +172,8 @@ class World:
             self.place.hosts[NodeId(to)].take(event)  # type: ignore[arg-type]
 
     def _schedule(self, event: SchedulerEvent) -> None:
+        if isinstance(event, AttemptFinished):
+            self._check_end(event)
         self._lives.before(event)
         for command in self.scheduler.handle(event, self.loop.now):
             assert isinstance(command, Tell), f"the scheduler may only tell: {command}"
@@ -167,6 +183,16 @@ class World:
         if self._num_taken % CHECK_EVERY == 0:
             self.scheduler.check()
         self.watch.taken(self.loop.now, SCHEDULER, event)
+
+    def _check_end(self, event: AttemptFinished) -> None:
+        """Where nothing harmful happens and no message is late, no handoff fails.
+
+        An answer that was complete with its first token is handed to nobody: its reader is refused.
+        """
+        if event.end is AttemptEnd.FINISHED:
+            self._complete.add(event.attempt)
+        failed = event.end in FAILURES and event.attempt not in self._complete
+        assert self.scenario.may_fail or not failed, f"{event.attempt} ends {event.end} though nothing went wrong"
 
     def _tick(self) -> None:
         self._schedule(Tick())

@@ -68,15 +68,6 @@ def fetch_without_a_claim(patch: Patch) -> None:
     patch.setattr(Intake, "admit", admit)
 
 
-def keep_a_late_grant(patch: Patch) -> None:
-    original = Intake._on_claim_answered
-
-    def on_claim_answered(self: Intake, attempt: Any, owner: Any, granted: bool, now: float) -> list[Any]:
-        return [] if attempt not in self._incoming else original(self, attempt, owner, granted, now)
-
-    patch.setattr(Intake, "_on_claim_answered", on_claim_answered)
-
-
 def prefill_ignores_the_loss_of_a_reader(patch: Patch) -> None:
     patch.setattr(PrefillWorker, "lose_peer", lambda self, node: [])
 
@@ -215,15 +206,6 @@ def the_scheduler_keeps_no_tombstone(patch: Patch) -> None:
     patch.setattr(Scheduler, "_bury", lambda self, request, now: None)
 
 
-def forget_parts_that_overtake_their_offer(patch: Patch) -> None:
-    original = Intake._on_sealed
-
-    def on_sealed(self: Intake, event: Any, now: float) -> list[Any]:
-        return original(self, event, now) if event.attempt in self._incoming else []
-
-    patch.setattr(Intake, "_on_sealed", on_sealed)
-
-
 def drop_without_an_answer(patch: Patch) -> None:
     original = Node.handle
 
@@ -330,4 +312,37 @@ def a_sampler_with_a_memory(patch: Patch) -> None:
     patch.setattr(FakeExecutor, "_sample", sample)
 
 
-MUTANTS: tuple[Mutant, ...] = ()
+MUTANTS = (
+    Mutant(expire_claimed_leases, (4,)),
+    Mutant(free_claimed_blocks_at_drop, (0,)),
+    Mutant(fetch_without_a_claim, (0,)),
+    Mutant(prefill_ignores_the_loss_of_a_reader, (0,)),
+    Mutant(decode_ignores_the_loss_of_a_lender, (0,)),
+    Mutant(a_failed_lender_says_nothing, (2046, 2160)),
+    Mutant(free_blocks_that_a_fetch_still_fills, (4,)),
+    Mutant(mark_instead_of_free_at_drop, (4,)),
+    Mutant(free_a_row_that_is_in_a_step, (5,)),
+    Mutant(free_a_prompt_that_is_in_a_step, (186, 222)),
+    Mutant(reuse_blocks_under_the_same_generation, (1004,)),
+    Mutant(keep_the_content_key_of_an_evicted_block, (0,)),
+    Mutant(skip_the_generation, (1004,)),
+    Mutant(skip_the_digest, (19,)),
+    Mutant(decode_before_all_pieces_arrived, (7,)),
+    Mutant(decode_on_a_failed_fetch, (19,)),
+    Mutant(fill_the_blocks_in_another_order, (0,)),
+    Mutant(deliver_some_messages_twice, (0,)),
+    Mutant(a_node_keeps_no_tombstone, (0,)),
+    Mutant(the_scheduler_keeps_no_tombstone, (4,)),
+    Mutant(drop_without_an_answer, (0,)),
+    Mutant(mixes_in_the_order_of_arrival, (45,)),
+    Mutant(reap_only_when_something_runs, (91,)),
+    Mutant(never_ask_for_lost_tokens, (29,)),
+    Mutant(promise_more_than_there_is, (0,)),
+    Mutant(return_credits_at_the_end_of_the_stream, (0,)),
+    Mutant(resume_before_fencing, (5,)),
+    Mutant(streams_listen_to_old_attempts, (5,)),
+    Mutant(streams_pass_gaps_on, (4,)),
+    Mutant(streams_repeat_what_they_sent, (0,)),
+    Mutant(a_sampler_with_a_memory, (0,)),
+)
+"""With seeds that a search has found; a change to the scenarios or the machines may ask for others."""

@@ -50,8 +50,14 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "llama, llama3": ("llama", {"rope_parameters": {**LLAMA3_ROPE, "rope_theta": 500_000.0}}),
     "llama, yarn": ("llama", {"rope_parameters": {**YARN_ROPE, "rope_theta": 10_000.0}}),
     "qwen2": ("qwen2", {}),
+    "qwen2, odd sizes": (
+        "qwen2",
+        {"hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 37}
+        | {"vocab_size": 131},
+    ),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 2}),
     "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3, 8 heads of 80 on 1": ("qwen3", {"head_dim": 80, "num_key_value_heads": 1}),
     "qwen3, biases, tied": ("qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
 }
 
@@ -128,7 +134,7 @@ class Bench:
     executor: Executor
     shape: SlabShape
     free: list[int]
-    slab: bytearray
+    slab: bytearray | Tensor
     logits: list[Tensor]
     tables: dict[AttemptId, tuple[int, ...]] = field(default_factory=dict)
     step: int = 0
@@ -175,10 +181,8 @@ def bench() -> Iterator[Callable[..., Bench]]:
         shape = SlabShape(layout, num_blocks)
         slab = bytearray(shape.total_bytes)
         executor = load_executor(ExecutorConfig(folder, dtype), slab, shape)
-        logits: list[Tensor] = []
-        executor._model.forward = _recording(executor._model.forward, logits)
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(7)).tolist()
-        made.append(Bench(executor, shape, order, slab, logits))
+        made.append(Bench(executor, shape, order, slab, record(executor)))
         return made[-1]
 
     yield make
@@ -186,9 +190,14 @@ def bench() -> Iterator[Callable[..., Bench]]:
         each.executor.close()
 
 
-def _recording(forward: Callable[..., Tensor], logits: list[Tensor]) -> Callable[..., Tensor]:
+def record(executor: Executor) -> list[Tensor]:
+    """A list that takes up the logits of each step from now on."""
+    forward: Callable[..., Tensor] = executor._model.forward
+    logits: list[Tensor] = []
+
     def recorded(batch: object) -> Tensor:
         logits.append(forward(batch))
         return logits[-1]
 
-    return recorded
+    executor._model.forward = recorded
+    return logits

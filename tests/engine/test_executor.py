@@ -135,6 +135,7 @@ def test_a_plan_that_cannot_be_run_names_the_row_and_the_lack(
     ("changes", "message"),
     [
         ({"num_computed": 6}, "joins with 6 of 6 tokens computed"),
+        ({"token_ids": b"\3\0\0"}, "has 3 bytes of token ids; each takes 4"),
         ({"token_ids": b"\x80\0\0\0"}, "holds token 128; the vocabulary ends at 127"),
         ({"block_ids": (64,), "generations": (1,)}, "names blocks 64 to 64 of 64"),
         ({"generations": (1,)}, "has 6 blocks and 1 generations"),
@@ -205,6 +206,14 @@ def test_loading_reports_progress_up_to_the_whole(make_folder: Callable[..., Pat
     load_executor(ExecutorConfig(folder), bytearray(shape.total_bytes), shape, lambda *each: seen.append(each)).close()
     assert seen[-1][0] == seen[-1][1] == read_model_info(folder).weights_bytes
     assert seen == sorted(seen)
+
+
+def test_a_slab_on_another_device_is_refused(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder("qwen2")
+    shape = SlabShape(read_model_info(folder).kv_layout(4, "float32"), 4)
+    slab = torch.empty(shape.total_bytes, dtype=torch.uint8, device="meta")
+    with pytest.raises(ConfigError, match="the KV slab lies on 'meta' and the executor's device is 'cpu'"):
+        load_executor(ExecutorConfig(folder), slab, shape)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import ConfigError
+from core.kv import SlabShape
+from engine.checkpoint import open_checkpoint
 from engine.executor import ExecutorConfig, load_executor
-from engine.hf_config import RopeType, read_model_config
+from engine.hf_config import RopeConfig, RopeType, read_model_config
 from engine.model_info import LoadFormat, read_model_info
 
 
@@ -43,11 +45,11 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
-    """Rewrite the first shard's tensors."""
+def tensors(change: Callable[[dict[str, torch.Tensor]], object], of: str = "model.norm") -> Callable[[Path], object]:
+    """Rewrite the tensors of the shard that holds this one."""
 
     def spoil(folder: Path) -> None:
-        shard = first_shard(folder)
+        shard = shard_of(folder, of)
         held = load_file(shard)
         change(held)
         save_file(held, shard)
@@ -55,8 +57,12 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     return spoil
 
 
+def shard_of(folder: Path, name: str) -> Path:
+    return folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][f"{name}.weight"]
+
+
 def first_shard(folder: Path) -> Path:
-    return folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]["model.norm.weight"]
+    return shard_of(folder, "model.norm")
 
 
 def only_pickles(folder: Path) -> None:
@@ -107,6 +113,11 @@ BAD = [
         "rope_scaling or rope_parameters must be an object or null, got 'yarn'",
         config(rope_scaling="yarn"),
     ),
+    Spoilt(
+        "rope by layer",
+        "rope: full_attention has parameters of its own",
+        rope(full_attention={"rope_type": "linear", "factor": 2.0}),
+    ),
     Spoilt("partial rope", "partial_rotary_factor 0.5", rope(rope_type="default", partial_rotary_factor=0.5)),
     Spoilt(
         "llama3 bands",
@@ -155,6 +166,7 @@ BAD = [
     ),
     Spoilt("int8", "has type I8", tensors(lambda h: h.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))),
     Spoilt("missing tensor", r"layers.2.mlp.up_proj.weight \(96, 64\) is missing", config(num_hidden_layers=3)),
+    Spoilt("no head", r"lm_head.weight is not in model-0", tensors(lambda held: held.pop("lm_head.weight"), "lm_head")),
     Spoilt("missing bias", r"layers.0.self_attn.q_proj.bias \(64,\) is missing", config(attention_bias=True)),
 ]
 
@@ -174,8 +186,6 @@ def test_all_problems_of_a_config_are_told_together(folder: Path) -> None:
 
 
 def test_the_executor_refuses_what_the_reader_refuses(folder: Path) -> None:
-    from core.kv import SlabShape
-
     shape = SlabShape(read_model_info(folder).kv_layout(4, "float32"), 2)
     first_shard(folder).unlink()
     with pytest.raises(ConfigError, match="missing"):
@@ -184,7 +194,7 @@ def test_the_executor_refuses_what_the_reader_refuses(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("generation", "config_eos", "expected"),
-    [(7, 1, {7}), ([7, 8], 1, {7, 8}), (None, [1, 2], {1, 2}), (None, None, set())],
+    [(7, 1, {7}), ([7, 8], 1, {7, 8}), (None, [1, 2], {1, 2}), ([], 1, {1}), (None, None, set())],
 )
 def test_end_tokens_come_from_the_generation_config_first(
     generation: object, config_eos: object, expected: set[int], folder: Path
@@ -193,7 +203,7 @@ def test_end_tokens_come_from_the_generation_config_first(
     edit(folder / "generation_config.json", eos_token_id=generation)
     assert read_model_info(folder).eos_token_ids == expected
     (folder / "generation_config.json").unlink()
-    assert generation is not None or read_model_info(folder).eos_token_ids == expected
+    assert generation or read_model_info(folder).eos_token_ids == expected
 
 
 def test_old_and_new_spellings_of_rope_mean_the_same(folder: Path) -> None:
@@ -206,6 +216,10 @@ def test_old_and_new_spellings_of_rope_mean_the_same(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(data | {"rope_theta": 5e5, "rope_scaling": old}))
     assert read_model_config(folder) == new
     assert (new.rope.type, new.rope.theta, new.max_model_len) == (RopeType.YARN, 5e5, 256)
+    edit(folder / "config.json", original_max_position_embeddings=32)
+    assert read_model_config(folder).rope.original_max_position == 32
+    edit(folder / "config.json", rope_scaling={}, attention_bias=None, head_dim=None)
+    assert read_model_config(folder).rope == RopeConfig(RopeType.DEFAULT, 5e5)
 
 
 def test_a_window_that_no_layer_uses_is_no_obstacle(folder: Path) -> None:
@@ -218,6 +232,46 @@ def test_stored_frequencies_are_ignored(folder: Path) -> None:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     tensors(lambda held: held.update({name: torch.ones(4)}))(folder)
     assert read_model_info(folder).vocab_size == 128
+
+
+def test_an_index_may_name_a_tensor_that_no_model_needs_and_no_shard_holds(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    files = json.loads(index.read_text())["weight_map"]
+    save_file({}, folder / "empty.safetensors", metadata={"format": "pt"})
+    edit(index, weight_map={**files, "model.layers.0.self_attn.rotary_emb.inv_freq": "empty.safetensors"})
+    load(folder)
+
+
+def test_of_two_copies_the_one_that_the_index_names_counts(folder: Path) -> None:
+    names = open_checkpoint(folder).tensors
+    copy = load_file(first_shard(folder))["model.norm.weight"] + 1
+    for other in {shard_of(folder, name[: -len(".weight")]) for name in names} - {first_shard(folder)}:
+        save_file(load_file(other) | {"model.norm.weight": copy}, other)
+    assert open_checkpoint(folder).tensors["model.norm.weight"].shard == first_shard(folder)
+
+
+def test_a_single_file_goes_before_an_index(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make_folder("qwen2"), tmp_path / "model"))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    load(folder)
+
+
+def test_a_second_copy_of_tied_embeddings_must_equal_the_first(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(make_folder("qwen2, tied"), tmp_path / "model"))
+    held = load_file(folder / "model.safetensors")
+    head = held["model.embed_tokens.weight"].clone()
+    save_file(held | {"lm_head.weight": head}, folder / "model.safetensors")
+    load(folder)
+    save_file(held | {"lm_head.weight": head + 1}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"tie_word_embeddings true, and lm_head.weight differs"):
+        load(folder)
+
+
+def load(folder: Path) -> None:
+    shape = SlabShape(read_model_info(folder).kv_layout(4, "float32"), 2)
+    load_executor(ExecutorConfig(folder), bytearray(shape.total_bytes), shape).close()
 
 
 def test_the_digest_tells_weights_and_configs_apart(folder: Path, make_folder: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from types import ModuleType
 
 import pytest
@@ -71,6 +72,32 @@ def test_rows_of_all_lengths_in_one_step_do_not_disturb_each_other(
     for row, ids in tokens.items():
         expected = reference(folder, torch.tensor([ids]), "float64")[0].argmax(-1).tolist()
         assert ids[len(prompts[row]) :] == expected[len(prompts[row]) - 1 : -1]
+
+
+@pytest.mark.parametrize(("block_size", "name"), [(8, "llama, 8 heads on 1"), (16, "qwen3"), (32, "qwen2, odd sizes")])
+def test_prompts_at_the_edges_of_blocks_in_random_chunks_agree_with_transformers(
+    block_size: int, name: str, make_folder: Callable[..., Path], bench: Callable[..., Bench], reference: Reference
+) -> None:
+    folder, random = make_folder(name), Random(block_size)
+    run = bench(folder, block_size=block_size, num_blocks=128)
+    lengths = [max(1, blocks * block_size + edge) for blocks in (0, 1, 2, 3) for edge in (-1, 0, 1)]
+    prompts = {f"{index}#0": prompt(length, index) for index, length in enumerate(lengths)}
+    known, done, out = dict(zip(prompts, lengths, strict=True)), dict.fromkeys(prompts, 0), {row: [] for row in prompts}
+    run.run(joined=tuple(run.join(row, ids, room=32) for row, ids in prompts.items()))
+    for _ in range(12):
+        some = random.sample(list(prompts), 8)
+        advances = [
+            (row, random.choice((1, known[row] - done[row], random.randint(1, known[row] - done[row])))) for row in some
+        ]
+        for row, token in run.run(*advances).items():
+            out[row].append(token)
+        for row, num in advances:
+            done[row] += num
+            known[row] += done[row] == known[row]
+    assert sum(map(len, out.values())) > 40
+    for row, tokens in out.items():
+        expected = reference(folder, torch.tensor([prompts[row] + tokens]), "float64")[0].argmax(-1).tolist()
+        assert tokens == expected[len(prompts[row]) - 1 : -1]
 
 
 def test_many_decode_rows_give_the_same_logits_as_each_alone(

@@ -150,6 +150,25 @@ def test_equal_logits_at_the_edge_of_a_filter_stay_together() -> None:
     assert (probabilities > 0).tolist() == [[True, True, True, False]]
 
 
+def test_top_p_gives_the_same_whether_a_part_of_the_vocabulary_is_ordered_or_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = torch.randn(24, 300, generator=torch.Generator().manual_seed(5)) * 4
+    masses = (1e-6, 0.3, 0.9, 0.999)
+    params = [SamplingParams(8, top_p=masses[row % 4], top_k=(0, 7, 400)[row % 3]) for row in range(24)]
+    expected = filtered_probabilities(logits, params)
+    for num_ranks in (1, 5, 40, 300):
+        monkeypatch.setattr("engine.sampler._FIRST_RANKS", num_ranks)
+        assert torch.equal(filtered_probabilities(logits, params), expected)
+
+
+def test_ties_at_the_edge_of_top_k_weigh_the_same_beside_a_row_that_keeps_more() -> None:
+    logits = torch.tensor([[0.0, -0.1, -0.1, -0.1, -0.1]]).repeat(2, 1)
+    params = [SamplingParams(8, top_k=2, top_p=0.5), SamplingParams(8, top_k=4)]
+    together = filtered_probabilities(logits, params)
+    assert torch.equal(together[:1], filtered_probabilities(logits[:1], params[:1]))
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(8)])
 def test_logits_that_are_not_finite_fail_the_step(poison: float, params: SamplingParams) -> None:

@@ -56,6 +56,7 @@ INPUTS = (
     BadInput(15, "no prompt", b"", IA, "empty_prompt", "text"),
     BadInput(15, "empty text", text(""), IA, "empty_prompt", "text"),
     BadInput(15, "no token ids", ids(), IA, "empty_prompt", "token_ids"),
+    BadInput(17, "text that fits in no way", text("x" * 8_000_000), IA, "context_length_exceeded", "text", says="512"),
     BadInput(16, "text not UTF-8", b"\x1a\x02\xff\xfe", IA, "invalid_utf8", "text"),
     BadInput(16, "lone surrogate", b"\x1a\x03\xed\xa0\x80", IA, "invalid_utf8", "text"),
     BadInput(16, "tenant not UTF-8", text() + b"\x4a\x01\xff", IA, "invalid_utf8", "tenant"),

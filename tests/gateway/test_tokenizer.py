@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cluster.gateway.tokenizer import Tokenizer
 from core.errors import ConfigError, InvalidRequest
 from tests.gateway.fake_cluster import CHAT_TEMPLATE, VOCAB_SIZE, tiny_tokenizer
 
+LONG_TEXT = "the quick brown fox " * 20_000
 WORDS = ["▁", "▁▁", "▁Hello", "lo", "▁wor", "ld", "é", "漢", "\ufffd", "a", "b", "<0", "😀"]
 DECODERS: dict[str, decoders.Decoder | None] = {
     "llama": decoders.Sequence(
@@ -125,3 +127,25 @@ def test_a_folder_without_a_sound_tokenizer_is_the_operators_error(tmp_path: Pat
         (tmp_path / "tokenizer_config.json").write_text(broken)
         with pytest.raises(ConfigError, match="cannot be read"):
             Tokenizer.from_folder(tmp_path)
+
+
+def test_other_threads_run_while_a_long_text_is_cut_into_tokens() -> None:
+    is_over, counts = threading.Event(), [0]
+
+    def count() -> None:
+        while not is_over.wait(0.001):
+            counts.append(counts[-1] + 1)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = counts[-1]
+    BYTE_LEVEL.encode(LONG_TEXT)
+    during = counts[-1] - before
+    is_over.set()
+    thread.join()
+    assert during > 5, "whoever tokenizes stops the event loop, heartbeats and all"
+
+
+def test_no_token_stands_for_more_characters_than_it_says() -> None:
+    for tokenizer in (BYTE_LEVEL, *SENTENCEPIECE.values()):
+        assert len(tokenizer.encode("▁Hello" * 50)) * tokenizer.max_token_chars >= 6 * 50

@@ -81,7 +81,7 @@ def test_a_broken_invariant_stops_the_node_and_its_last_events_are_in_the_log(ca
             assert "status 70" in aviary.scheduler.lost[0][1]
             aviary.door.cancel("unlucky")
 
-    with caplog.at_level("INFO", "penstock"):
+    with caplog.at_level("WARNING", "penstock"):
         asyncio.run(walk())
     assert "thirteen" in caplog.text
     assert "Submitted(attempt='unlucky#0'" in caplog.text

@@ -1,6 +1,7 @@
 """Post: what is sent arrives once, or its link is severed and both sides are told."""
 
 import asyncio
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -204,12 +205,7 @@ async def _speak(token: ClusterToken, address: str, envelope: Envelope) -> str:
         await call.write(Envelope(proof=answer(token, said, (await call.read()).challenge)))
         await call.read()
         await call.write(envelope)
-        try:
-            while await call.read() is not grpc.aio.EOF:
-                pass
-        except grpc.aio.AioRpcError as error:
-            return error.code().name
-        return "OK"
+        return await _end_of(call)
 
 
 @pytest.mark.parametrize(
@@ -241,3 +237,42 @@ def test_a_malformed_envelope_closes_its_stream_and_harms_no_other(envelope: Env
             await post.stop()
 
     asyncio.run(walk())
+
+
+def test_bytes_that_are_no_envelope_are_refused_before_and_after_the_handshake() -> None:
+    async def walk() -> None:
+        token = ClusterToken.mint()
+        post = Post("b@1", token, Recorder(), FAST)
+        address = await post.start()
+        try:
+            post.admit("a@1", "127.0.0.1:1")
+            assert await _speak_bytes(token, address, shakes_hands=False) == "INVALID_ARGUMENT"
+            assert await _speak_bytes(token, address, shakes_hands=True) == "INVALID_ARGUMENT"
+            assert post.num_malformed == 2
+        finally:
+            await post.stop()
+
+    asyncio.run(walk())
+
+
+async def _speak_bytes(token: ClusterToken, address: str, shakes_hands: bool) -> str:
+    """As `a@1`, or as anybody: bytes that no parser takes, and how the stream ended."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        link: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream("/penstock.post.v1.Post/Link")
+        call, said = link(), greet("a@1", "b@1", 1, 1)
+        if shakes_hands:
+            await call.write(Envelope(hello=said).SerializeToString())
+            asked = Envelope.FromString(cast(bytes, await call.read())).challenge
+            await call.write(Envelope(proof=answer(token, said, asked)).SerializeToString())
+        await call.write(b"\xff\xff")
+        return await _end_of(call)
+
+
+async def _end_of(call: Any) -> str:
+    """Reads a stream to its end; its status."""
+    try:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,42 @@ def test_wrong_flags_are_all_named_at_once() -> None:
     assert "--prefill" in done.stderr
     assert "--block-size" in done.stderr
     assert "--max-num-batched-tokens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--kv-cache-memory-bytes", str(1 << 50)), "lower --kv-cache-memory-bytes"),
+        (("--num-gpu-blocks-override", str(1 << 30)), "lower --num-gpu-blocks-override"),
+        (("--kv-cache-memory-bytes", "10"), "at least one block of 65536 bytes"),
+        (("--max-model-len", "999999"), "--max-model-len must be at most the model's 2048"),
+        (("meta-llama/Llama-3.2-1B",), "hf download"),
+        (("--host", "192.0.2.1"), "Cannot assign requested address"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_start_is_said_once_before_any_node_starts(flags: tuple[str, ...], says: str) -> None:
+    done = penstock("serve", "--launcher", "local", "--grpc-port", "0", *flags)
+    assert done.returncode == 2
+    assert done.stderr.count(says) == 1, done.stderr
+    assert "next:" in done.stderr
+    assert len(done.stderr.splitlines()) == 2, done.stderr
+
+
+def test_a_port_in_use_is_said_with_what_to_do() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        done = penstock("serve", "--launcher", "local", "--grpc-port", str(port))
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port}: Address already in use; choose another --host or --grpc-port" in done.stderr
+
+
+def test_a_mistyped_flag_is_not_guessed_at() -> None:
+    done = penstock("serve", "--launcher", "local", "--prefil", "2", "--decode", "1")
+    assert done.returncode == 2
+    assert "--prefil" in done.stderr
 
 
 def test_a_layout_without_decode_nodes_is_refused() -> None:

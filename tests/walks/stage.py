@@ -23,17 +23,25 @@ class Stage:
 
     def __init__(self, *nodes: NodePlan, overcommit: bool = False, fenced_transport: bool = False) -> None:
         scenario = Scenario(
-            1, nodes, (), costs=Costs(jitter=0.0), overcommit=overcommit, fenced_transport=fenced_transport
+            1,
+            nodes,
+            (),
+            costs=Costs(jitter=0.0),
+            overcommit=overcommit,
+            fenced_transport=fenced_transport,
+            by_hand=True,
         )
         self.world = World(scenario)
         self.record: list[tuple[Address, Event]] = []
         self._reactions: list[Callable[[Address, Event], None]] = []
         self.world.watch.after = self._note
 
-    def ask(self, name: str, num_prompt_tokens: int, max_tokens: int, *, first_token: int = 1) -> RequestId:
+    def ask(
+        self, name: str, num_prompt_tokens: int, max_tokens: int, *, first_token: int = 1, tpot_s: float = 0.1
+    ) -> RequestId:
         """A client sends a request of its own content (or of another's, by the same `first_token`)."""
         token_ids = [(first_token * 7 + i) % 60 + 1 for i in range(num_prompt_tokens)]
-        request = make_request(name, token_ids, max_tokens, seed=3, ignore_eos=True)
+        request = make_request(name, token_ids, max_tokens, seed=3, tpot_s=tpot_s, ignore_eos=True)
         self.world.doors[GATEWAY].arrive(Arrival(self.world.loop.now, GATEWAY, request))
         return request.id
 

@@ -13,7 +13,7 @@ from tests.walks.stage import Stage, decode_node, prefill_node
 
 def test_an_offer_that_nobody_claims_expires() -> None:
     stage = Stage(prefill_node(), decode_node())
-    request = stage.ask("r", num_prompt_tokens=10, max_tokens=4)
+    request = stage.ask("r", num_prompt_tokens=10, max_tokens=4, tpot_s=1.0)
     stage.until(lambda: stage.num_seen(StepDone) == 1)
     reader, lease_s = stage.host("d"), stage.world.scenario.timers.lease_s
     reader.paused_until = stage.world.loop.now + 1.5 * lease_s

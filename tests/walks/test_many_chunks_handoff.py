@@ -9,7 +9,8 @@
 
 import pytest
 
-from core.events import Offered, Sealed, StepDone
+from core.events import NodeEvent, Offered, Sealed, StepDone, StreamSilent
+from core.goodput import Outcome
 from tests.walks.stage import Stage, appear_in_order, decode_node, prefill_node
 
 
@@ -30,3 +31,25 @@ def test_chunks_move_while_later_ones_are_computed(num_prompt_tokens: int) -> No
     first_decode = path.index("StepDone at d")
     assert last_arrival <= first_decode
     assert stage.num_seen(StepDone) == -(-num_prompt_tokens // 4) + 4
+
+
+def test_a_part_that_overtakes_its_offer_is_kept_for_it() -> None:
+    stage = Stage(prefill_node(tokens_per_step=4), decode_node())
+    request = stage.ask("r", 12, max_tokens=3)
+    decode = stage.host("d")
+    deliver, held = decode.take, list[Offered]()
+
+    def hold_the_offer(event: NodeEvent) -> None:
+        if isinstance(event, Offered):
+            held.append(event)
+        else:
+            deliver(event)
+            if isinstance(event, Sealed) and event.done is not None:
+                deliver(held[0])
+
+    decode.take = hold_the_offer  # type: ignore[method-assign]
+    stage.end()
+    ended = stage.answer(request).ended
+    assert ended is not None and ended.outcome is Outcome.FINISHED
+    assert ended.num_attempts == 1
+    assert stage.num_seen(StreamSilent) == 0

@@ -28,6 +28,8 @@ def test_a_node_whose_mix_has_changed_refuses_and_another_answers() -> None:
     closed = mix_of("closed", 8, 8, epoch=99)
     stage.once(RequestArrived, lambda _: [host.take(MixChanged(closed)) for host in stage.world.alive()[:1]])
     request = stage.ask("r", num_prompt_tokens=6, max_tokens=3)
+    stage.until(lambda: stage.answer(request).ended is not None)
+    stage.world.alive()[0].take(MixChanged(mix_of("mixed", 8, 8, epoch=100)))
     stage.end()
     ended = stage.answer(request).ended
     assert ended is not None and ended.outcome is Outcome.FINISHED
