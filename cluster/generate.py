@@ -7,6 +7,7 @@ import grpc
 
 from cluster.api.v1 import inference_pb2 as pb
 from cluster.gateway.client import CallFailed, Client
+from core.errors import InvalidRequest
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -28,17 +29,29 @@ def _request(args: argparse.Namespace) -> pb.GenerateRequest:
     for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed"):
         value = getattr(args, name)
         if value is not None:
-            setattr(request.sampling, name, value)
+            _set(request.sampling, name, value)
     request.sampling.ignore_eos = args.ignore_eos
     return request
 
 
+def _set(sampling: pb.SamplingParams, name: str, value: float) -> None:
+    """What fits into the message is the server's to judge; what does not is told by its flag."""
+    try:
+        setattr(sampling, name, value)
+    except ValueError as error:
+        flag = f"--{name.replace('_', '-')}"
+        raise InvalidRequest(f"{flag} must be a number of at most 64 bits, not {str(value)[:64]}") from error
+
+
 def _print_answer(client: Client, request: pb.GenerateRequest, timeout_s: float) -> pb.GenerateResponse | None:
     last = None
-    for last in client.generate(request, timeout_s):
-        sys.stdout.write(last.text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    try:
+        for last in client.generate(request, timeout_s):
+            sys.stdout.write(last.text)
+            sys.stdout.flush()
+    finally:
+        if last is not None:
+            print(flush=True)
     return last
 
 

@@ -87,15 +87,12 @@ def _cannot_listen(address: str, why: str) -> ConfigError:
 def _why_not(address: str) -> str:
     """Why an address cannot be had, in the system's own words: gRPC says only that it cannot. Empty where it can."""
     host, _, port = address.rpartition(":")
-    why = ""
     try:
-        for family, kind, protocol, _, place in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
-            why = _bind(socket.socket(family, kind, protocol), place)
-            if not why:
-                break
+        places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        reasons = [_bind(socket.socket(*kind), place) for *kind, _, place in places]
     except OSError as error:
         return error.strerror or str(error)
-    return why
+    return "" if "" in reasons else reasons[0]
 
 
 def _bind(probe: socket.socket, place: Any) -> str:

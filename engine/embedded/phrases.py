@@ -210,6 +210,7 @@ ADVICE: dict[str, tuple[str, ...]] = {
 
 
 def clock(rng: Random) -> str:
+    """A time of day, to five minutes."""
     return f"{rng.randrange(24):02d}:{rng.randrange(0, 60, 5):02d}"
 
 

@@ -75,6 +75,7 @@ def other_name_line(rng: Random, name: str) -> str:
 
 
 def code_word_question(rng: Random, what: str) -> str:
+    """Asks for the code word of `what`."""
     return rng.choice(
         (
             f"What is the code word of {what}?",
@@ -86,6 +87,7 @@ def code_word_question(rng: Random, what: str) -> str:
 
 
 def num_pieces(text: str) -> int:
+    """About how many tokens a text has, counted without the tokenizer."""
     return len(PIECE.findall(text))
 
 

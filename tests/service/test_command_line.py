@@ -70,6 +70,13 @@ def test_serve_answers_generate_and_ends_well_at_a_signal() -> None:
         assert server.wait(60) == 0
 
 
+def test_a_number_that_no_message_can_carry_is_named_by_its_flag() -> None:
+    done = penstock("generate", "x", "--seed", str(2**70))
+    assert done.returncode == 2
+    assert "--seed must be a number of at most 64 bits" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_generate_without_a_server_says_how_to_start_one() -> None:
     done = penstock("generate", "x", "--address", "127.0.0.1:1", "--timeout", "20")
     assert done.returncode == 1
