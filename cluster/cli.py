@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,7 +31,6 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 well, 1 failed, 2 wrong flags or configuration, 130 interrupted."""
     args = _parser().parse_args(argv)
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at gRPC's first use: a client's leaving is no news here
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         return int(args.run(args))

@@ -111,6 +111,8 @@ def _problems(args: argparse.Namespace) -> list[str]:
             f"--max-num-batched-tokens ({args.max_num_batched_tokens}) must exceed --max-num-seqs "
             f"({args.max_num_seqs}): prefill gets the difference"
         )
+    if args.device == "cuda":
+        found.append("--device cuda: a node's KV cannot be handed over from device memory yet (docs/gpu.md); use cpu")
     if not 0 <= args.grpc_port <= 65535:
         found.append(f"--grpc-port must be from 0 to 65535, not {args.grpc_port}")
     return found

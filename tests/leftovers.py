@@ -47,12 +47,12 @@ def holdings() -> Holdings:
 def left_since(before: Holdings) -> list[str]:
     """What was left, after the grace that it is given to go."""
     until = time.monotonic() + GRACE_S
-    while True:
-        gc.collect()
-        left = holdings().beyond(before)
-        if not left or time.monotonic() > until:
+    while left := holdings().beyond(before):
+        if time.monotonic() > until:
             return left
+        gc.collect()  # what only a cycle holds may go; a second each time, so not unless something is there
         time.sleep(0.05)
+    return []
 
 
 def warm() -> None:

@@ -119,6 +119,7 @@ class RayLauncher:
         self._group: PlacementGroup | None = None
         self._own_ray = False
         self._folder: Path | None = None
+        self._ray_folder: Path | None = None
         self._environment: dict[str, str | None] = {}
 
     async def open(self) -> str:
@@ -137,6 +138,7 @@ class RayLauncher:
         self._set("GRPC_VERBOSITY", os.environ.get("GRPC_VERBOSITY", "ERROR"))
         if self._settings.address is None:
             self._folder = Path(tempfile.mkdtemp(prefix="penstock-"))
+            self._ray_folder = self._folder / "ray"  # Ray opens its own folder to everybody
             token = self._folder / "token"
             token.touch(0o600)
             token.write_text(_own_token())
@@ -167,7 +169,7 @@ class RayLauncher:
             include_dashboard=False,
             logging_level=logging.ERROR,
             object_store_memory=self._settings.object_store_bytes,
-            _temp_dir=str(self._folder),
+            _temp_dir=str(self._ray_folder),
         )
 
     async def _reserve(self) -> None:

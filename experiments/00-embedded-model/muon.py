@@ -1,7 +1,6 @@
 """Muon: momentum whose matrices are made orthogonal before each step.
 
-It forms the copying heads in about half the tokens AdamW needs here. Float32 on purpose: the
-optimizer that ships with torch works in bfloat16, which a CPU without such instructions runs ten
+In short trials it formed the copying heads sooner than AdamW. Float32 on purpose: the optimizer that ships with torch works in bfloat16, which a CPU without such instructions runs ten
 times slower.
 
 Source: Keller Jordan, https://kellerjordan.github.io/posts/muon/ (the five-step iteration and its

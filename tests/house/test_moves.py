@@ -13,6 +13,8 @@ from core.ids import request_of
 from core.lifecycle import DECODE, PREFILL, REQUEST, State, Table, moves
 from scheduler.scheduler import Scheduler
 
+pytestmark = pytest.mark.slow
+
 NUM_SEEDS = 25
 FOR_ALL = (
     events.StepDone,
