@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal before each step.
 
-In short trials it formed the copying heads sooner than AdamW. Float32 on purpose: the optimizer that ships with torch works
-in bfloat16, which a CPU without such instructions runs ten times slower.
+In short trials it formed the copying heads sooner than AdamW. Float32 on purpose: the optimizer that ships with torch
+works in bfloat16, which a CPU without such instructions runs ten times slower.
 
 Source: Keller Jordan, https://kellerjordan.github.io/posts/muon/ (the five-step iteration and its
 three numbers); the 0.2 * sqrt(larger side) scale, which lets AdamW's rates be used, is from
