@@ -177,7 +177,7 @@ REQUEST = Table(
         (_R.WAITING, events.Tick, "waiting ended", "deadline or waiting time over: `RequestEnded`"),
         (_R.ROUTED, events.AttemptFinished, "routed waiting resuming ended", "return credits; refused: wait again, not "
          "a try; lost, failed or preempted: `AttemptLost`, and `Dropped` to the other node"),
-        (_R.ROUTED, events.NodeLost, "routed resuming", "if this attempt still needs it: `AttemptLost`"),
+        (_R.ROUTED, events.NodeLost, "routed resuming", "if it is still booked there: `AttemptLost`"),
         (_R.ROUTED, events.StreamSilent, "resuming", "`AttemptLost` to the gateway, `Dropped` to the nodes"),
         (_R.ROUTED, events.StreamEnded, "ended", "`Dropped` to nodes that have not reported"),
         (_R.ROUTED, events.RequestCancelled, "ended", "`Dropped` to both nodes at once"),
@@ -240,8 +240,8 @@ DECODE = Table(
     _D.GONE,
     frozenset({_D.GONE}),
     _rows(
-        (_D.GONE, events.Offered, "waiting claiming gone", "reserve and `Claimed`; wait if blocks are short; tombstone "
-         "or other mix: `LeaseReleased`, report"),
+        (_D.GONE, events.Offered, "waiting claiming gone", "reserve and `Claimed`, in any mix; wait if blocks are "
+         "short; tombstone: `LeaseReleased`, report"),
         (_D.GONE, events.StepDone, "decoding gone", "its own node's prefill is done: the row joins; nothing moves"),
         (_D.GONE, events.Sealed, "gone", "it overtook its `Offered`: keep it, bounded"),
         (_D.GONE, events.ClaimAnswered, "gone", "a late grant is given back: `LeaseReleased`"),

@@ -23,6 +23,7 @@ class Timers:
     silence_s: float = 5.0
     gap_s: float = 1.0
     resume_s: float = 5.0
+    step_s: float = 300.0
 
     def problems(self) -> list[str]:
         """What is wrong with the order of these timers; empty when they are sound."""

@@ -35,7 +35,7 @@ class Intake:
         self._incoming: dict[AttemptId, Incoming] = {}
         self._early: dict[AttemptId, list[tuple[float, Sealed]]] = {}
         self._arrived: list[Incoming] = []
-        self._renewed_at = 0.0
+        self._renewed_at = float("-inf")
         self.num_dropped_events = 0
 
     def __len__(self) -> int:
@@ -111,7 +111,10 @@ class Intake:
         """Blocks may have become free: reserve for those that wait, oldest first, and claim."""
         commands: list[Command] = []
         for incoming in [i for i in self._incoming.values() if i.state is DecodeState.WAITING]:
+            if self._pool.num_available <= incoming.num_lacking:
+                break
             if not reserve(incoming, self._pool, self._config.block_size):
+                incoming.num_lacking = self._pool.num_available
                 break
             incoming.state, incoming.claimed_at = DecodeState.CLAIMING, now
             commands.append(Tell(incoming.owner, Claimed(incoming.id, self._config.node)))

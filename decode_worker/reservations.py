@@ -16,6 +16,7 @@ class Incoming:
     """One attempt on its way in. `table` is ours; its first `num_shared` blocks were here already.
 
     `fetches` are the open ones, by number, with the table indices that each fills; `arrived` are proven indices.
+    `num_lacking`: so many available blocks were too few; no use to try with less.
     """
 
     offer: Offered
@@ -33,6 +34,7 @@ class Incoming:
     fetches: dict[int, tuple[int, ...]] = field(default_factory=dict)
     digests: dict[int, bytes] = field(default_factory=dict)
     arrived: set[int] = field(default_factory=set)
+    num_lacking: int = -1
     end: AttemptEnd | None = None
 
     @property

@@ -80,9 +80,10 @@ class BlockPool:
     def free(self, blocks: Iterable[int]) -> None:
         """Give back one reference to each; without owners a block is cached if its content has a key, else free.
 
-        Legal only when no step and no fetch of this owner can touch them any more.
+        Legal only when no step and no fetch of this owner can touch them any more. `blocks` are in table order: the end
+        of a prefix is evicted before its beginning, without which the rest could not be found.
         """
-        for block in blocks:
+        for block in reversed(tuple(blocks)):
             assert self._refs[block] > 0, f"block {block} is freed without an owner"
             self._refs[block] -= 1
             if self._refs[block] == 0:

@@ -17,7 +17,8 @@ class Prefill:
     """One attempt at the prefill machine. `num_*` count tokens or blocks of its own table, from the start.
 
     computed: results are in. planned: computed, or in a step in flight. sealed, offered, to_seal: blocks.
-    `end` is what will be reported once nothing holds its blocks; None while it is wanted.
+    `num_lacking`: so many available blocks were too few. `end` is what will be reported once nothing holds its blocks;
+    None while it is wanted.
     """
 
     asked: Submitted
@@ -32,6 +33,7 @@ class Prefill:
     num_offered: int = 0
     last_step: int = -1
     started_at: float = 0.0
+    num_lacking: int = -1
     end: AttemptEnd | None = None
 
     @property
@@ -65,11 +67,14 @@ def allocate(prefill: Prefill, pool: BlockPool, block_size: int) -> bool:
 
     At least one token is left to compute: its logits are wanted.
     """
+    if pool.num_available <= prefill.num_lacking:
+        return False
     keys = prefill.asked.request.prompt.block_keys[: (prefill.num_tokens - 1) // block_size]
     shared = pool.share(keys)
     new = pool.allocate(num_blocks(prefill.num_tokens, block_size) - len(shared), BlockState.FILLING)
     if new is None:
         pool.free(shared)
+        prefill.num_lacking = pool.num_available
         return False
     prefill.table = shared + new
     prefill.num_sealed = prefill.num_to_seal = len(shared)

@@ -7,13 +7,15 @@ from core.errors import ErrorInfo
 from core.ids import AttemptId, GatewayId, NodeId, attempt_id
 from core.lifecycle import RequestState
 from core.request import Request, num_packed
+from scheduler.policies.policy import Route
 
 
 @dataclass(slots=True)
 class Flight:
     """One request. `log` is what the gateway has delivered; `attempt` the current try, None while it waits.
 
-    `num_tries` counts failed tries, `num_losses` those that ended with a node, `num_preemptions` neither.
+    `route` is the last one. `num_tries` counts failed tries, `num_losses` those that ended with a node,
+    `num_preemptions` and `num_refusals` neither.
     `unheld_since`: a node called its attempt complete, or all have reported it; the gateway has not ended it yet.
     """
 
@@ -27,11 +29,13 @@ class Flight:
     num_tries: int = 0
     num_losses: int = 0
     num_preemptions: int = 0
+    num_refusals: int = 0
     num_skipped: int = 0
     waiting_since: float = 0.0
     not_before: float = 0.0
     resuming_since: float = 0.0
     unheld_since: float | None = None
+    route: Route | None = None
     avoid: frozenset[NodeId] = frozenset()
     error: ErrorInfo | None = None
 
@@ -44,6 +48,11 @@ class Flight:
     def num_left(self) -> int:
         """Tokens that may still be sampled."""
         return self.request.sampling.max_tokens - num_packed(self.log)
+
+    @property
+    def pair(self) -> frozenset[NodeId]:
+        """Both nodes of the last route."""
+        return frozenset((self.route.prefill, self.route.decode)) if self.route else frozenset()
 
     def mint_attempt(self) -> AttemptId:
         """The next try's name."""

@@ -29,7 +29,7 @@ from core.goodput import Outcome
 from core.ids import AttemptId, NodeId, RequestId, request_of
 from core.kv import num_blocks
 from core.lifecycle import RequestState
-from scheduler.admission import is_hopeless, refusal_at_the_door
+from scheduler.admission import is_hopeless, refusal_at_the_door, whole_blocks
 from scheduler.config import SchedulerConfig
 from scheduler.flight import Flight, WaitingQueue
 from scheduler.policies.policy import Demand, Policy, Refusal, Route
@@ -37,7 +37,13 @@ from scheduler.ratio import next_mixes
 from scheduler.view import Booking, ClusterView
 
 MAX_TOMBSTONES = 4096
+MAX_DOUBLINGS = 4
+"""Of the pause between tries."""
+
 _HARMLESS = frozenset({AttemptEnd.FINISHED, AttemptEnd.HANDED_OFF, AttemptEnd.DROPPED})
+_OF_THE_PAIR = frozenset({AttemptEnd.KV_LOST, AttemptEnd.KV_CORRUPT})
+"""Lender, link or reader may be at fault: the next try takes another pair where there is one."""
+
 _ERROR_CODES = {AttemptEnd.KV_CORRUPT: "kv_corrupt", AttemptEnd.STEP_FAILED: "step_failed"}
 
 
@@ -119,15 +125,14 @@ class Scheduler:
             case StreamSilent(request):
                 return self._on_silent(request, now)
             case NodeJoined(node, spec):
-                self.view.join(node, spec, now)
+                self.view.join(node, spec)
                 return self._cover()
             case NodeLost(node, why):
                 return self._on_node_lost(node, why, now)
             case Overridden():
                 return self._on_overridden(event)
             case StatsReported(node, stats):
-                if node in self.view.nodes:
-                    self.view.nodes[node].stats, self.view.nodes[node].stats_at = stats, now
+                self.view.believe(node, stats)
                 return []
             case Tick():
                 return self._on_tick(now)
@@ -159,10 +164,11 @@ class Scheduler:
         if event.end is AttemptEnd.PREEMPTED:
             flight.num_preemptions += 1
         elif event.end is AttemptEnd.REFUSED:
+            flight.num_refusals += 1
             flight.avoid |= {event.node}
         else:
             flight.num_tries += 1
-            flight.avoid |= {event.node}
+            flight.avoid |= flight.pair if event.end in _OF_THE_PAIR else {event.node}
             code = _ERROR_CODES.get(event.end, "worker_lost")
             flight.error = ErrorInfo(code, f"the last of {flight.num_tries} attempts ended with {event.end.value}")
         return self._lose_attempt(flight, now)
@@ -217,6 +223,7 @@ class Scheduler:
             self.num_dropped_events += 1
             return []
         flight.num_tries += 1
+        flight.avoid |= frozenset(self.view.nodes_of(flight.attempt)) if flight.attempt else frozenset()
         flight.error = ErrorInfo("worker_lost", "no token came for too long")
         return self._lose_attempt(flight, now)
 
@@ -257,9 +264,10 @@ class Scheduler:
         """Route in order; look a bounded way past a blocked request, and not past one that was overtaken too often."""
         commands: list[Command] = []
         blocked: list[Flight] = []
+        largest = self.view.largest_request_blocks
         for flight in self._queue.flights():
-            if flight.not_before > now:
-                continue
+            if flight.not_before > now or whole_blocks(flight, self.view) > largest:
+                continue  # in no one's way: it waits for its own time, or for a node that can take it
             demand = self._demand(flight)
             answer = self._policy.route(demand, self.view, now)
             if isinstance(answer, Refusal):
@@ -288,14 +296,15 @@ class Scheduler:
     def _start(self, flight: Flight, demand: Demand, route: Route, now: float) -> Tell:
         """Book slot and credit together, and submit."""
         self._queue.remove(flight)
-        flight.state, flight.unheld_since = RequestState.ROUTED, None
+        flight.state, flight.unheld_since, flight.num_skipped = RequestState.ROUTED, None, 0
+        flight.route = route
         attempt = flight.mint_attempt()
         if route.prefill == route.decode:
             blocks = demand.decode_blocks if demand.decodes else demand.prefill_blocks
-            self.view.book(attempt, route.prefill, Booking(blocks, demand.prefill_tokens))
+            self.view.book(attempt, route.prefill, Booking(blocks, demand.prefill_tokens, int(demand.decodes)))
         else:
-            self.view.book(attempt, route.prefill, Booking(demand.prefill_blocks, demand.prefill_tokens))
-            self.view.book(attempt, route.decode, Booking(demand.decode_blocks, 0))
+            self.view.book(attempt, route.prefill, Booking(demand.prefill_blocks, demand.prefill_tokens, 0))
+            self.view.book(attempt, route.decode, Booking(demand.decode_blocks, 0, 1))
         waited_s = now - flight.arrived_at
         preemptions = flight.num_preemptions
         submitted = Submitted(attempt, flight.request, flight.log, flight.gateway, route.decode, waited_s, preemptions)
@@ -363,11 +372,12 @@ class Scheduler:
         return flight.unheld_since is not None and now - flight.unheld_since > self.config.timers.silence_s
 
     def _backoff_s(self, flight: Flight) -> float:
-        """Grows with failed tries, spread by 20 % either way by the request's own id."""
-        if flight.num_tries == 0:
+        """Grows with failed tries and refusals, spread by 20 % either way by the request's own id."""
+        num_failed = flight.num_tries + flight.num_refusals
+        if num_failed == 0:
             return 0.0
         spread = 0.8 + 0.4 * (sum(flight.request.id.encode()) % 64) / 64
-        return float(self.config.retry_backoff_s * 2 ** (flight.num_tries - 1) * spread)
+        return float(self.config.retry_backoff_s * 2 ** min(num_failed - 1, MAX_DOUBLINGS) * spread)
 
     def _num_blocks(self, num_tokens: int) -> int:
         return num_blocks(num_tokens, self.view.block_size)

@@ -10,10 +10,11 @@ from core.stats import NodeStats
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """What one attempt has booked at one node: blocks (credits), and prompt tokens to be computed there."""
+    """What one attempt has booked at one node: blocks (credits), prompt tokens to be computed there, a decode row."""
 
     blocks: int
     prefill_tokens: int
+    num_rows: int
 
 
 @dataclass(slots=True)
@@ -24,12 +25,27 @@ class NodeView:
     spec: NodeSpec
     base_mix: Mix
     mix: Mix
-    joined_at: float
     bookings: dict[AttemptId, Booking] = field(default_factory=dict)
     booked_blocks: int = 0
-    queued_tokens: int = 0
+    booked_tokens: int = 0
+    booked_rows: int = 0
     stats: NodeStats | None = None
-    stats_at: float = 0.0
+    tokens_since_stats: int = 0
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens that wait there: what the node said last and what was sent since; at most what is booked.
+
+        A booking lasts until the attempt is gone, long after its prompt was computed.
+        """
+        if self.stats is None:
+            return self.booked_tokens
+        return min(self.booked_tokens, self.stats.queued_tokens + self.tokens_since_stats)
+
+    @property
+    def num_rows_left(self) -> int:
+        """Rows that may still be promised; more would only take turns."""
+        return self.mix.max_decode_rows - self.booked_rows
 
     @property
     def num_unbooked(self) -> int:
@@ -53,9 +69,9 @@ class ClusterView:
         self.block_size = 16
         self._where: dict[AttemptId, set[NodeId]] = {}
 
-    def join(self, node: NodeId, spec: NodeSpec, now: float) -> None:
+    def join(self, node: NodeId, spec: NodeSpec) -> None:
         """A new node, with the mix it was started with."""
-        self.nodes[node] = NodeView(node, spec, spec.mix, spec.mix, now)
+        self.nodes[node] = NodeView(node, spec, spec.mix, spec.mix)
         self.block_size = min(view.spec.kv.block_size for view in self.nodes.values())
 
     def lose(self, node: NodeId) -> list[AttemptId]:
@@ -72,7 +88,9 @@ class ClusterView:
         assert attempt not in view.bookings, f"{attempt} is booked twice at {node}"
         view.bookings[attempt] = booking
         view.booked_blocks += booking.blocks
-        view.queued_tokens += booking.prefill_tokens
+        view.booked_tokens += booking.prefill_tokens
+        view.booked_rows += booking.num_rows
+        view.tokens_since_stats += booking.prefill_tokens
         self._where.setdefault(attempt, set()).add(node)
 
     def release(self, attempt: AttemptId, node: NodeId) -> bool:
@@ -82,12 +100,19 @@ class ClusterView:
         if view is None or booking is None:
             return False
         view.booked_blocks -= booking.blocks
-        view.queued_tokens -= booking.prefill_tokens
+        view.booked_tokens -= booking.prefill_tokens
+        view.booked_rows -= booking.num_rows
         where = self._where[attempt]
         where.discard(node)
         if not where:
             del self._where[attempt]
         return True
+
+    def believe(self, node: NodeId, stats: NodeStats) -> None:
+        """What a node says of itself."""
+        view = self.nodes.get(node)
+        if view is not None:
+            view.stats, view.tokens_since_stats = stats, 0
 
     def nodes_of(self, attempt: AttemptId) -> tuple[NodeId, ...]:
         """Where the attempt has something booked, in a fixed order."""
@@ -114,7 +139,8 @@ class ClusterView:
         where: dict[AttemptId, set[NodeId]] = {}
         for node, view in self.nodes.items():
             assert view.booked_blocks == sum(b.blocks for b in view.bookings.values()), f"booked at {node}"
-            assert view.queued_tokens == sum(b.prefill_tokens for b in view.bookings.values()), f"queued at {node}"
+            assert view.booked_tokens == sum(b.prefill_tokens for b in view.bookings.values()), f"tokens at {node}"
+            assert view.booked_rows == sum(b.num_rows for b in view.bookings.values()), f"rows at {node}"
             assert view.booked_blocks <= view.spec.num_blocks, f"{node} is promised {view.booked_blocks} blocks"
             for attempt in view.bookings:
                 where.setdefault(attempt, set()).add(node)

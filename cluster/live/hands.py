@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -39,12 +40,18 @@ class Steps:
         self._executor = executor
         self._answer = answer
         self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
+        self._began: float | None = None
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
         self._thread.start()
 
     def run(self, plan: StepPlan) -> None:
         """Queues a plan; answered by `StepDone` or `StepFailed`."""
         self._plans.put(plan)
+
+    def running_s(self) -> float:
+        """How long the step that runs now has been running; 0 where none does."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     def stop(self) -> None:
         """Waits for the plans that are queued, and ends the thread."""
@@ -53,7 +60,10 @@ class Steps:
 
     def _run(self) -> None:
         while (plan := self._plans.get()) is not None:
-            self._answer(self._step(plan))
+            self._began = time.monotonic()
+            event = self._step(plan)
+            self._began = None
+            self._answer(event)
 
     def _step(self, plan: StepPlan) -> NodeEvent:
         try:

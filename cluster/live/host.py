@@ -121,6 +121,7 @@ class Host:
             self._own.extend(arrived)
             if now >= tick_at:
                 self._own.append(Tick())
+                self._watch_steps()
                 tick_at = now + self._order.timers.tick_s
             self._turn(now)
 
@@ -181,6 +182,12 @@ class Host:
                 num_fetches=counts.num_fetches, num_failed_fetches=counts.num_failed, num_bytes=counts.num_bytes
             )
             self._post.notify(self._order.head.id, report)
+
+    def _watch_steps(self) -> None:
+        """A step that does not end leaves the link alive and the node dead: nobody else can see it."""
+        running_s, limit_s = self._steps.running_s(), self._order.timers.step_s
+        if running_s > limit_s:
+            self._end(f"a step has run for {running_s:.0f} s; the limit is {limit_s:g} s")
 
     def _end(self, why: str) -> None:
         self._why = self._why or why

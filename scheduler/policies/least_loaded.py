@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from scheduler.policies.policy import Demand, Refusal, Route
 from scheduler.view import ClusterView, NodeView
 
-BUSY = Refusal("busy", "all blocks of the nodes that could take it are booked")
+BUSY = Refusal("busy", "all blocks or rows of the nodes that could take it are booked")
 
 
 class LeastLoaded:
@@ -29,14 +29,17 @@ class LeastLoaded:
         if not demand.decodes:
             return Route(prefill.node, prefill.node) if prefill.num_unbooked >= demand.prefill_blocks else None
         if prefill.mix.accepts_decode:
-            fits = prefill.num_unbooked >= max(demand.prefill_blocks, demand.decode_blocks)
+            blocks = max(demand.prefill_blocks, demand.decode_blocks)
+            fits = prefill.num_unbooked >= blocks and prefill.num_rows_left > 0
             return Route(prefill.node, prefill.node) if fits else None
         if prefill.num_unbooked < demand.prefill_blocks:
             return None
         room = [
             node
             for node in decodes
-            if node.spec.layout == prefill.spec.layout and node.num_unbooked >= demand.decode_blocks
+            if node.spec.layout == prefill.spec.layout
+            and node.num_unbooked >= demand.decode_blocks
+            and node.num_rows_left > 0
         ]
         if not room:
             return None

@@ -1,7 +1,10 @@
 """The parts of the live shell that need no process."""
 
 import os
+import threading
+import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -9,10 +12,12 @@ from cluster.api import generate
 from cluster.live import supervisor
 from cluster.live.config import LiveConfig, NodeSettings, slots_of
 from cluster.live.frames import MAX_FRAME_BYTES, read_frame, write_frame
+from cluster.live.hands import Steps
 from cluster.live.last_events import LastEvents
 from cluster.live.orders import own_address_towards
-from core.events import RequestArrived, Tick, TokensEmitted
+from core.events import NodeEvent, RequestArrived, StepDone, Tick, TokensEmitted
 from core.ids import AttemptId, GatewayId
+from core.step import StepPlan, StepResult
 from tests.live.parrot import question
 
 
@@ -89,3 +94,32 @@ def test_all_problems_of_a_configuration_are_told_together(tmp_path: Path) -> No
 
 def test_a_node_listens_where_its_head_can_reach_it() -> None:
     assert own_address_towards("127.0.0.1:9") == "127.0.0.1"
+
+
+class _Stuck:
+    """An executor whose step ends when it is let."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self.may_end.wait(60.0)
+        return StepResult(plan.step, (), (), (), (), 0.0)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_a_step_that_does_not_end_can_be_told_from_one_that_does() -> None:
+    executor, answers = _Stuck(), SimpleQueue[NodeEvent]()
+    steps = Steps(executor, answers.put)
+    assert steps.running_s() == 0.0
+    steps.run(StepPlan(0, (), ()))
+    end = time.monotonic() + 60.0
+    while steps.running_s() < 0.05:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    executor.may_end.set()
+    assert isinstance(answers.get(timeout=60.0), StepDone)
+    assert steps.running_s() == 0.0
+    steps.stop()
