@@ -348,7 +348,7 @@ class Scheduler:
     def _reap(self, flight: Flight, now: float) -> list[Command]:
         timers = self.config.timers
         if now - flight.arrived_at > flight.request.deadline_s:
-            text = f"the deadline of {flight.request.deadline_s:g} s has passed"
+            text = f"the deadline of {flight.request.deadline_s:.3g} s has passed"
             return self._end(flight, Outcome.EXPIRED, ErrorInfo("deadline_exceeded", text))
         if flight.state is RequestState.RESUMING and now - flight.resuming_since > timers.resume_s:
             return self._end(flight, Outcome.FAILED, ErrorInfo("worker_lost", "the gateway did not answer"))
