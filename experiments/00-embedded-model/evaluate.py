@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicLayer
 
 DISTANCES = (100, 200, 300, 400, 500, 550, 600, 650, 700, 800)
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +86,11 @@ class Subject:
 
 def cells(cache: DynamicCache) -> list[Tensor]:
     """Keys and values of all layers. Shapes: (1, KV heads, tokens, head dim)."""
-    return [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    found: list[Tensor] = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        found += [layer.keys, layer.values]
+    return found
 
 
 def intact(_subject: Subject, _case: Case, _cache: DynamicCache) -> None:
@@ -110,16 +115,16 @@ def blocks_zeroed(_subject: Subject, case: Case, cache: DynamicCache) -> None:
 
 def values_one_slot_late(_subject: Subject, case: Case, cache: DynamicCache) -> None:
     """In the blocks with the word, values sit one slot beside their keys."""
-    for layer in cache.layers:
+    for values in cells(cache)[1::2]:
         for block in case.word_blocks:
             at = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
-            layer.values[:, :, at] = layer.values[:, :, at].roll(1, dims=2)
+            values[:, :, at] = values[:, :, at].roll(1, dims=2)
 
 
 def values_of_two_blocks_swapped(_subject: Subject, case: Case, cache: DynamicCache) -> None:
     """The values of each block with the word change places with those of a later block; keys stay."""
-    for layer in cache.layers:
-        swap_blocks(layer.values, case)
+    for values in cells(cache)[1::2]:
+        swap_blocks(values, case)
 
 
 def blocks_swapped_whole(_subject: Subject, case: Case, cache: DynamicCache) -> None:

@@ -5,6 +5,8 @@ import pytest
 from cluster.simulated.chaos import run_batch
 from tests.chaos.mutants import MUTANTS, Mutant
 
+pytestmark = pytest.mark.slow
+
 SEARCHED = 60
 """Seeds from 0 on that are tried where those on record do not notice: other seeds may, after a change."""
 

@@ -28,7 +28,7 @@ def test_a_thousand_more_seeds_hold() -> None:
     run_all(NUM_QUICK, NUM_SLOW)
 
 
-@pytest.mark.parametrize("seed", [3, 17, 58])
+@pytest.mark.parametrize("seed", [3, 58])
 def test_a_seed_gives_the_same_run_again_also_in_another_process(seed: int) -> None:
     here = run_seed(seed)
     assert run_seed(seed) == here

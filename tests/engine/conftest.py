@@ -62,6 +62,13 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What compares with the reference is slow: importing that takes seconds."""
+    for item in items:
+        if "transformers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Two test processes with two threads each are slower than with one."""

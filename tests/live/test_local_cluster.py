@@ -22,6 +22,8 @@ from core.timers import Timers
 from tests.live.aviary import Aviary, exists, parrots
 from tests.live.posts import until
 
+pytestmark = pytest.mark.slow
+
 PAIR = slots_of(1, 1, 0, 256, 8)
 PARROT = "tests.live.parrot"
 
@@ -55,7 +57,7 @@ def test_a_request_walks_through_two_processes_and_its_kv_moves() -> None:
     asyncio.run(walk())
 
 
-@pytest.mark.parametrize("slot", [pytest.param("prefill-0", marks=pytest.mark.slow), "decode-0"])
+@pytest.mark.parametrize("slot", ["prefill-0", "decode-0"])
 def test_a_killed_node_is_lost_at_once_and_a_new_incarnation_takes_its_place(slot: str) -> None:
     async def walk() -> None:
         async with running() as aviary:
@@ -98,7 +100,6 @@ def test_a_failed_step_fails_its_attempt_and_nothing_else() -> None:
     asyncio.run(walk())
 
 
-@pytest.mark.slow
 def test_a_frozen_node_is_lost_for_good_even_if_it_comes_back() -> None:
     quick = Timers(heartbeat_s=0.2, progress_s=0.5, claim_s=0.5, suspect_s=1.0, dead_s=1.5)
 
@@ -126,7 +127,6 @@ def test_what_is_wrong_with_the_configuration_is_told_at_start_and_nothing_stays
     asyncio.run(walk())
 
 
-@pytest.mark.slow
 def test_a_node_that_dies_while_it_starts_fails_the_start() -> None:
     async def walk() -> None:
         slots = (NodeSlot("dying-0", mix_of("mixed", 256, 8)),)
@@ -136,7 +136,6 @@ def test_a_node_that_dies_while_it_starts_fails_the_start() -> None:
     asyncio.run(walk())
 
 
-@pytest.mark.slow
 def test_neither_the_arguments_nor_the_environment_of_a_node_hold_the_cluster_token() -> None:
     async def walk() -> None:
         async with running() as aviary:
@@ -150,7 +149,6 @@ def test_neither_the_arguments_nor_the_environment_of_a_node_hold_the_cluster_to
     asyncio.run(walk())
 
 
-@pytest.mark.slow
 def test_a_slot_whose_nodes_die_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.001)
 
@@ -181,7 +179,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.slow
 def test_nodes_go_when_their_head_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as head:
         assert head.stdout is not None
