@@ -157,9 +157,7 @@ def drill(rng: Random, num_tokens: int) -> str:
 
 def roll_call_twice(rng: Random, num_tokens: int) -> str:
     """A roll call at both ends of a log, in the same order: dense copying over the whole length."""
-    words = [
-        code_word(rng, held_out=False) for _ in range(rng.randrange(2, max(3, min(12, num_tokens // 40) + 1)))
-    ]
+    words = [code_word(rng, held_out=False) for _ in range(rng.randrange(2, max(3, min(12, num_tokens // 40) + 1)))]
     call = f"Roll call: {', '.join(words)}."
     lines = filler(rng, num_tokens - 2 * num_pieces(call) - 4)
     return f"{BEGIN}{call} {' '.join(lines)} {call}{END}"
@@ -171,9 +169,7 @@ def quiz(rng: Random, num_tokens: int) -> str:
     others = [other_name_line(rng, code_word(rng, held_out=False)) for _ in range(rng.randrange(3))]
     first, question = code_word_line(rng, what, word), code_word_question(rng, what)
     answer = code_word_answer(rng, what, word)
-    lines = filler(
-        rng, num_tokens - sum(num_pieces(text) for text in (*others, first, question, answer)) - 14
-    )
+    lines = filler(rng, num_tokens - sum(num_pieces(text) for text in (*others, first, question, answer)) - 14)
     for line in others:
         lines.insert(rng.randrange(len(lines) + 1), line)
     lines.insert(0 if rng.random() < 0.5 else rng.randrange(len(lines) + 1), first)
