@@ -167,6 +167,21 @@ def _checked_tuple(values: object) -> tuple[object, ...]:
     return values
 
 
+def _fixed(items: tuple[_Coder, ...]) -> _Coder:
+    """A tuple of a fixed number of values, each of its own kind."""
+
+    def over_each(codes: tuple[Code, ...]) -> Code:
+        def each(values: object) -> object:
+            column = _checked_tuple(values)
+            if len(column) != len(codes):
+                raise _MismatchError(f"has {len(column)} items; it must have {len(codes)}")
+            return tuple(code(value) for code, value in zip(codes, column, strict=True))
+
+        return each
+
+    return _Coder(over_each(tuple(i.encode for i in items)), over_each(tuple(i.decode for i in items)))
+
+
 def _record(kind: type) -> _Coder:
     """A dataclass as the array of its fields."""
     hints = get_type_hints(kind)
@@ -223,6 +238,8 @@ def _coder(annotation: object) -> _Coder:
             return _optional(_coder(inner[0]))
     if get_origin(annotation) is tuple and get_args(annotation)[1:] == (Ellipsis,):
         return _column(_coder(get_args(annotation)[0]))
+    if get_origin(annotation) is tuple:
+        return _fixed(tuple(_coder(item) for item in get_args(annotation)))
     if isinstance(annotation, type):
         if annotation in _PLAIN:
             return _plain(annotation)

@@ -13,11 +13,11 @@ from core.kv import KVHandle
 from core.mix import Mix, NodeSpec
 from core.request import Request
 from core.stats import NodeStats, Timing
-from core.step import StepResult
+from core.step import StepResult, TokenLogprobs
 
 
 class FinishReason(StrEnum):
-    """Why a stream is complete: an end token, or `max_tokens`."""
+    """Why a stream is complete: an end token, a stop token or a stop string; or `max_tokens`."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -292,7 +292,9 @@ class Tick:
 class TokensEmitted:
     """The tokens of one step for one gateway, in columns. `indices` are places in the request's output.
 
-    `finishes` and `timings` are None but for an attempt's last token.
+    `finishes` are None but for an attempt's last token, `timings` but for its first and last. `logprobs` is empty, or
+    aligned and None where not asked; `prompt_logprobs` too, with the scores of all prompt tokens but the first one
+    beside an attempt's first token.
     """
 
     attempts: tuple[AttemptId, ...]
@@ -300,6 +302,8 @@ class TokensEmitted:
     token_ids: tuple[int, ...]
     finishes: tuple[FinishReason | None, ...]
     timings: tuple[Timing | None, ...]
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    prompt_logprobs: tuple[tuple[TokenLogprobs, ...] | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

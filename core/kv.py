@@ -125,3 +125,13 @@ def block_keys(token_ids: bytes, block_size: int, salt: str = "") -> tuple[bytes
         key = hashlib.sha256(key + token_ids[end - step : end]).digest()[:16]
         keys.append(key)
     return tuple(keys)
+
+
+def tail_key(token_ids: bytes, block_size: int, salt: str = "") -> bytes:
+    """Content key of a whole packed prompt: that of its last block, full or not."""
+    keys = block_keys(token_ids, block_size, salt)
+    rest = token_ids[len(keys) * block_size * 4 :]
+    if not rest and keys:
+        return keys[-1]
+    before = keys[-1] if keys else hashlib.sha256(salt.encode()).digest()[:16]
+    return hashlib.sha256(before + rest).digest()[:16]

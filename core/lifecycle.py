@@ -37,6 +37,7 @@ class DecodeState(StrEnum):
     CLAIMING = "claiming"
     FETCHING = "fetching"
     DECODING = "decoding"
+    SAVED = "saved"
     ENDING = "ending"
     GONE = "gone"
 
@@ -267,10 +268,16 @@ DECODE = Table(
         (_D.FETCHING, events.Dropped, "ending gone", "quarantine until the open fetch has ended, then release"),
         (_D.FETCHING, events.PeerLost, "fetching ending gone", "its lender: as a failed fetch"),
         (_D.FETCHING, events.Tick, "fetching ending gone", "too long after the last seal: give up, kv_lost"),
-        (_D.DECODING, Inner.PREEMPT, "ending gone", "report preempted; it comes back with its log"),
-        (_D.DECODING, events.StepDone, "decoding ending gone", "`Emit`; stop or length: report finished"),
+        (_D.DECODING, Inner.PREEMPT, "saved ending gone", "to host memory where that is cheaper; else report "
+         "preempted: it comes back with its log"),
+        (_D.DECODING, events.StepDone, "decoding ending gone", "`Emit`; stop or length: report finished; it failed "
+         "alone: report step_failed"),
         (_D.DECODING, events.StepFailed, "decoding ending gone", "its step: report step_failed"),
         (_D.DECODING, events.Dropped, "ending gone", "idle: free at once; in a step: at its end"),
+        (_D.SAVED, Inner.ROOM, "decoding", "the next step copies it back, the oldest first, before any admission"),
+        (_D.SAVED, events.StepDone, "saved", "the step that copied it out: its blocks are free"),
+        (_D.SAVED, events.StepFailed, "saved gone", "the step that copied it out: report step_failed"),
+        (_D.SAVED, events.Dropped, "ending gone", "copied out: forget it; on its way there: at its step's end"),
         (_D.ENDING, events.KVArrived, "ending gone", "the fetch has ended; its bytes are not used"),
         (_D.ENDING, events.KVFailed, "ending gone", "the fetch has ended"),
         (_D.ENDING, events.StepDone, "ending gone", "the last step that could write is over"),

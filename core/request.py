@@ -9,7 +9,13 @@ from core.ids import RequestId
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch that filter off."""
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch that filter off.
+
+    Penalties have vLLM's meaning: `repetition_penalty` (1: off) counts prompt and answer, the other two (0: off) the
+    answer only. `logit_bias` pairs token ids, each once, with what is added to their logits. Before `min_tokens` tokens
+    no end token and no stop token can come. `logprobs` and `prompt_logprobs` are how many best alternatives are told
+    beside each token; None: not told at all. `choice` numbers the samples of one prompt, each with its own randomness.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -19,6 +25,14 @@ class SamplingParams:
     seed: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +46,11 @@ class SLO:
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What deciding needs of a prompt: its length and the content keys of its full blocks (see
-    `core.kv.block_keys`)."""
+    `core.kv.block_keys`). `tail_key` covers the whole prompt, so it names its last block, full or not."""
 
     num_tokens: int
     block_keys: tuple[bytes, ...] = ()
+    tail_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

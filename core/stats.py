@@ -20,7 +20,13 @@ class BlockCounts:
 
 @dataclass(frozen=True, slots=True)
 class NodeStats:
-    """What a node says of itself. `step_s` is the duration of its last step; counters only rise."""
+    """What a node says of itself. `step_s` is the duration of its last step; counters only rise.
+
+    `num_prompt_tokens` are those of all attempts whose prefill began here, with what earlier attempts had answered;
+    `num_cached_tokens` of them were found instead of computed. Rows gave way by being computed again later
+    (`num_preempted`) or through host memory (`num_saved`; so far `num_restored` are back). Of `num_drafted` guessed
+    tokens the model confirmed `num_accepted`.
+    """
 
     queued_tokens: int
     prefilling: int
@@ -32,6 +38,13 @@ class NodeStats:
     num_steps: int
     step_s: float
     num_dropped_events: int
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preempted: int = 0
+    num_saved: int = 0
+    num_restored: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,7 @@ class Timing:
     step to the end of the last chunk. reserve: prompt done, still waiting for decode blocks or the claim. handoff:
     the tail
     of the transfer after the prefill's end. queue_decode: all KV there to the first decode step. decode: from there to
-    the last token.
+    the last token. Beside them `num_cached_tokens`: prompt tokens whose KV was found instead of computed.
     """
 
     admit_s: float = 0.0
@@ -53,6 +66,7 @@ class Timing:
     handoff_s: float = 0.0
     queue_decode_s: float = 0.0
     decode_s: float = 0.0
+    num_cached_tokens: int = 0
 
     @property
     def total_s(self) -> float:

@@ -37,6 +37,8 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
         return PRIMITIVES[annotation]
     if get_origin(annotation) in (Union, UnionType):
         return st.one_of([st.none() if arm is NoneType else values_of(arm) for arm in get_args(annotation)])
+    if get_origin(annotation) is tuple and ... not in get_args(annotation):
+        return st.tuples(*(values_of(item) for item in get_args(annotation)))
     if get_origin(annotation) is tuple:
         return st.lists(values_of(get_args(annotation)[0]), max_size=3).map(tuple)
     if issubclass(annotation, StrEnum):

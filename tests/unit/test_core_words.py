@@ -114,7 +114,7 @@ def test_a_mix_of_an_unknown_role_is_an_error() -> None:
 
 
 def test_the_parts_of_a_ledger_add_up() -> None:
-    names = [field.name for field in fields(Timing)]
+    names = [field.name for field in fields(Timing) if field.name.endswith("_s")]
     assert len(names) == 7
     assert Timing(**{name: 2.0**i for i, name in enumerate(names)}).total_s == 2.0**7 - 1
 
