@@ -1,6 +1,6 @@
 """The ids of a node's KV blocks: who holds them, in which generation, and what content can be shared. Pure."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 from core.lifecycle import BlockState
@@ -15,7 +15,9 @@ class BlockPool:
 
     Owns: state, reference count, generation, digest and content key of every block.
     Invariant: references are 0 exactly in FREE and CACHED; a block that may still be written by a step or a fetch is
-    held (FILLING, RECEIVING or QUARANTINED) by the attempt that started it, so nobody else can get it.
+    held (FILLING, RECEIVING or QUARANTINED) by the attempt that started it, so nobody else can get it. A content key
+    names tokens from the beginning of its block on, all of a full block or the tail of a prompt; whatever else is
+    written into the block comes behind them.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -28,6 +30,7 @@ class BlockPool:
         self._by_key: dict[bytes, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._held: Counter[int] = Counter()
         self._count = dict.fromkeys(BlockState, 0)
         self._count[BlockState.FREE] = num_blocks
 
@@ -37,6 +40,15 @@ class BlockPool:
     def num_available(self) -> int:
         """Blocks that `allocate` could hand out now: free ones, and cached ones that it may evict."""
         return len(self._free) + len(self._cached)
+
+    @property
+    def num_held(self) -> int:
+        """References of `hold`: they come back with a step that runs, and no table accounts for them."""
+        return self._held.total()
+
+    def num_known(self, keys: Sequence[bytes]) -> int:
+        """How many blocks `share` would find; takes none."""
+        return next((i for i, key in enumerate(keys) if self._find(key) is None), len(keys))
 
     def generations(self, blocks: Iterable[int]) -> tuple[int, ...]:
         """The present generation of each block."""
@@ -67,8 +79,8 @@ class BlockPool:
         """The longest run of blocks with these content keys from the first on; each gets one more reference."""
         found = []
         for key in keys:
-            block = self._by_key.get(key)
-            if block is None or self._state[block] not in _SHAREABLE:
+            block = self._find(key)
+            if block is None:
                 break
             if self._state[block] is BlockState.CACHED:
                 del self._cached[block]
@@ -76,6 +88,22 @@ class BlockPool:
             self._refs[block] += 1
             found.append(block)
         return tuple(found)
+
+    def hold(self, key: bytes) -> tuple[int, ...]:
+        """The block with this content key, to be copied from by the next step; empty where it is not here.
+
+        Until `let_go` it has one more reference: nobody gets it, whoever else gives it back.
+        """
+        block = self.share((key,))
+        self._held.update(block)
+        return block
+
+    def let_go(self, blocks: Iterable[int]) -> None:
+        """The step that copied from them is over."""
+        for block in blocks:
+            assert self._held[block] > 0, f"block {block} is let go and was not held"
+            self._held[block] -= 1
+            self.free((block,))
 
     def free(self, blocks: Iterable[int]) -> None:
         """Give back one reference to each; without owners a block is cached if its content has a key, else free.
@@ -115,6 +143,17 @@ class BlockPool:
             if self._state[block] in (BlockState.FILLING, BlockState.SEALED):
                 self._move(block, BlockState.IN_USE)
 
+    def publish(self, block: int, key: bytes) -> None:
+        """The block's first tokens, which `key` names, are final, though more may be written behind them."""
+        assert self._state[block] in (BlockState.IN_USE, BlockState.SEALED), f"{block} is {self._state[block]}"
+        self._name(block, key)
+
+    def unpublish(self, blocks: Iterable[int]) -> None:
+        """Their content is in doubt: who holds them keeps them, and nobody else finds them."""
+        for block in blocks:
+            assert self._refs[block] > 0, f"block {block} is unpublished without an owner"
+            self._forget(block)
+
     def quarantine(self, blocks: Iterable[int]) -> None:
         """Their attempt is over, and a step or a fetch may still touch them; shared ones stay as they are."""
         for block in blocks:
@@ -132,6 +171,11 @@ class BlockPool:
         for state in BlockState:
             assert self._count[state] == self._state.count(state), f"count of {state}"
         assert self._by_key == {key: block for block, key in self._key.items()}, "content keys"
+        for block in self._key:
+            state = self._state[block]
+            assert state in _SHAREABLE or state is BlockState.QUARANTINED, f"block {block} is found and is {state}"
+        for block, number in self._held.items():
+            assert 0 <= number <= self._refs[block], f"block {block} is held {number} times of {self._refs[block]}"
 
     def num_references(self) -> int:
         """All references together; its owners' tables must add up to this."""
@@ -158,7 +202,16 @@ class BlockPool:
 
     def _publish(self, block: int, digest: bytes, key: bytes | None) -> None:
         self._digest[block] = digest
-        if key is not None and key not in self._by_key:
+        if key is not None:
+            self._name(block, key)
+
+    def _find(self, key: bytes) -> int | None:
+        block = self._by_key.get(key)
+        return block if block is not None and self._state[block] in _SHAREABLE else None
+
+    def _name(self, block: int, key: bytes) -> None:
+        """The first block with some content keeps its key, and a block its first key."""
+        if key not in self._by_key and block not in self._key:
             self._by_key[key] = block
             self._key[block] = key
 

@@ -1,9 +1,13 @@
-"""The blocks that this node has offered: to whom, whether claimed, until when."""
+"""The blocks that this node has offered: which, to whom, whether claimed, until when."""
 
 from dataclasses import dataclass
 
 from core.ids import AttemptId, NodeId
+from core.kv import KVHandle
 from core.lifecycle import LeaseState
+from engine.blocks import BlockPool
+from prefill_worker.attempt import Prefill
+from prefill_worker.config import PrefillConfig
 
 
 @dataclass(slots=True)
@@ -74,3 +78,15 @@ class LeaseBook:
             for attempt, lease in self._leases.items()
             if lease.state is LeaseState.GRANTED and lease.expires_at <= now
         ]
+
+
+def next_handle(prefill: Prefill, pool: BlockPool, config: PrefillConfig) -> KVHandle | None:
+    """The sealed blocks that were not offered yet, which now are; None where there are none."""
+    first = prefill.num_offered
+    if prefill.num_sealed == first:
+        return None
+    blocks = prefill.table[first : prefill.num_sealed]
+    prefill.num_offered = prefill.num_sealed
+    return KVHandle(
+        prefill.id, config.node, config.layout, first, blocks, pool.generations(blocks), pool.digests(blocks)
+    )

@@ -15,27 +15,29 @@ from core.events import (
     PrefillEvent,
     Sealed,
     Submitted,
-    TokensEmitted,
 )
 from core.finish import finish_reason
 from core.ids import SCHEDULER, AttemptId, NodeId
-from core.kv import KVHandle, num_blocks
+from core.kv import num_blocks
 from core.lifecycle import PrefillState
 from core.mix import Mix
 from core.request import num_packed
-from core.stats import Timing
-from core.step import RowJoin, StepResult
+from core.step import StepResult
 from engine.blocks import BlockPool
-from prefill_worker.batching import Prefill, PrefillRows, allocate, plan_chunk, prefill_of, unplanned
+from prefill_worker.attempt import Prefill, prefill_of
+from prefill_worker.batching import PrefillRows, join_of, plan_chunk, unplanned
 from prefill_worker.config import PrefillConfig
-from prefill_worker.leases import LeaseBook
+from prefill_worker.fruit import Fruit, add_scores, done_of, first_token, fruits_of
+from prefill_worker.leases import LeaseBook, next_handle
+from prefill_worker.prefixes import allocate, publish_tail, seal, waits
 
 
 class PrefillWorker:
     """Decides for all attempts that this node prefills.
 
-    Owns: their queue, their block tables until handed over, and the lease book.
+    Owns: their queue, their block tables until handed over, the blocks that steps copy from, and the lease book.
     Invariant: blocks go back only when no step can write them and no claimed lease lets a reader copy them.
+    `num_prompt_tokens` counts the tokens of all attempts that began here, `num_cached_tokens` those found among them.
     """
 
     def __init__(self, config: PrefillConfig, pool: BlockPool) -> None:
@@ -48,6 +50,8 @@ class PrefillWorker:
         self._adopted: list[tuple[Prefill, PrefillDone]] = []
         self.leases = LeaseBook(config.timers.lease_s)
         self.num_dropped_events = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -67,8 +71,15 @@ class PrefillWorker:
 
     @property
     def num_queued_tokens(self) -> int:
-        """Prompt tokens not yet computed."""
-        return sum(p.num_tokens - p.num_computed for p in self._attempts.values() if p.end is None)
+        """Prompt tokens that are to be computed. A prompt that is here already will be found, but for its last one."""
+        seen, number = set[bytes](), 0
+        for prefill in [p for p in self._attempts.values() if p.end is None]:
+            tail = prefill.asked.request.prompt.tail_key
+            is_known = tail in seen and prefill.state is PrefillState.QUEUED and bool(prefill.findable.names)
+            number += 1 if is_known else prefill.num_tokens - prefill.num_computed
+            if tail:
+                seen.add(tail)
+        return number
 
     @property
     def num_prefilling(self) -> int:
@@ -76,8 +87,8 @@ class PrefillWorker:
         return sum(p.state is PrefillState.PREFILLING for p in self._attempts.values())
 
     def tables(self) -> list[tuple[int, ...]]:
-        """The block tables held here."""
-        return [prefill.table for prefill in self._attempts.values()]
+        """The block tables held here, each with the block that is copied from."""
+        return [prefill.table + prefill.source for prefill in self._attempts.values()]
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -121,26 +132,35 @@ class PrefillWorker:
     def finish_step(self, result: StepResult, now: float) -> list[Command]:
         """A step is over: what it sealed is offered, a finished prompt's first token goes to its client."""
         self._finished_step = result.step
-        tokens = dict(zip(result.attempts, result.token_ids, strict=True))
+        in_step = self._in_step.pop(result.step, [])
+        if not in_step:
+            return []
         digests = dict(zip(result.sealed, result.digests, strict=True))
+        fruits = fruits_of(result, {prefill.id for prefill, _, _ in in_step})
         commands: list[Command] = []
-        for prefill, num_tokens, sealed in self._in_step.pop(result.step, ()):
+        for prefill, num_tokens, sealed in in_step:
+            fruit = fruits[prefill.id]
+            if fruit.has_failed:
+                self._pool.unpublish(prefill.table + prefill.source)
+            self._let_go(prefill)
             if prefill.end is not None:
                 commands += self._settle(prefill)
-                continue
-            prefill.num_computed += num_tokens
-            self._seal(prefill, sealed, digests)
-            token = tokens[prefill.id] if prefill.is_done else None
-            commands += self._advance(prefill, token, now)
+            elif fruit.has_failed:
+                commands += self._fail(prefill)
+            else:
+                prefill.num_computed += num_tokens
+                add_scores(prefill, fruit.scored)
+                seal(prefill, sealed, digests, self._pool, self._config.block_size)
+                commands += self._advance(prefill, fruit, now)
         return commands
 
     def fail_step(self, step: int) -> list[Command]:
         """The executor could not run it: nothing that it touched may be used."""
         self._finished_step = step
         commands: list[Command] = []
-        for prefill, _, _ in self._in_step.pop(step, ()):
-            self.leases.revoke_unclaimed(prefill.id)
-            commands += self._withdraw(prefill) + self._end(prefill, AttemptEnd.STEP_FAILED)
+        for prefill, _, _ in self._in_step.pop(step, []):
+            self._let_go(prefill)
+            commands += self._fail(prefill)
         return commands
 
     def tick(self, now: float) -> list[Command]:
@@ -153,19 +173,18 @@ class PrefillWorker:
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def next_rows(self, budget_tokens: int, step: int, now: float) -> PrefillRows:
-        """Take up to `budget_tokens` prompt tokens into step number `step`: oldest first, then start queued ones."""
+    def next_rows(self, budget_tokens: int, step: int, now: float, *, may_begin: bool = True) -> PrefillRows:
+        """Take up to `budget_tokens` prompt tokens into step number `step`: oldest first, then start queued ones.
+
+        Without `may_begin` nothing queued takes blocks: rows of this node lack them.
+        """
         rows = PrefillRows()
         for prefill in unplanned(self._attempts.values()):
             budget_tokens -= self._add_row(rows, prefill, budget_tokens, step)
             if budget_tokens == 0:
                 return rows
-        for prefill in [p for p in self._attempts.values() if p.state is PrefillState.QUEUED]:
-            if budget_tokens == 0 or not allocate(prefill, self._pool, self._config.block_size):
-                break
-            prefill.state, prefill.started_at = PrefillState.PREFILLING, now
-            rows.joined.append(self._join(prefill))
-            budget_tokens -= self._add_row(rows, prefill, budget_tokens, step)
+        if may_begin:
+            self._start_queued(rows, budget_tokens, step, now)
         return rows
 
     def take_left(self) -> tuple[AttemptId, ...]:
@@ -178,6 +197,26 @@ class PrefillWorker:
         adopted, self._adopted = self._adopted, []
         return adopted
 
+    def _start_queued(self, rows: PrefillRows, budget_tokens: int, step: int, now: float) -> None:
+        """In order; past those that wait for what is being computed, but not past one that lacks blocks."""
+        running = [p for p in self._attempts.values() if p.state is PrefillState.PREFILLING]
+        for prefill in [p for p in self._attempts.values() if p.state is PrefillState.QUEUED]:
+            if budget_tokens == 0:
+                return
+            if waits(prefill, running, self._pool, self._config.block_size):
+                continue
+            if not allocate(prefill, self._pool, self._config.block_size):
+                return
+            self._begin(rows, prefill, now)
+            running.append(prefill)
+            budget_tokens -= self._add_row(rows, prefill, budget_tokens, step)
+
+    def _begin(self, rows: PrefillRows, prefill: Prefill, now: float) -> None:
+        prefill.state, prefill.started_at = PrefillState.PREFILLING, now
+        self.num_prompt_tokens += prefill.num_tokens
+        self.num_cached_tokens += prefill.num_cached
+        rows.joined.append(join_of(prefill, self._pool))
+
     def _add_row(self, rows: PrefillRows, prefill: Prefill, budget_tokens: int, step: int) -> int:
         num_tokens = min(budget_tokens, prefill.num_tokens - prefill.num_planned)
         sealed = plan_chunk(prefill, num_tokens, self._config.block_size, self._is_kept(prefill))
@@ -188,17 +227,6 @@ class PrefillWorker:
         self._in_step.setdefault(step, []).append((prefill, num_tokens, sealed))
         return num_tokens
 
-    def _join(self, prefill: Prefill) -> RowJoin:
-        request = prefill.asked.request
-        return RowJoin(
-            prefill.id,
-            request.token_ids + prefill.asked.log,
-            prefill.num_computed,
-            request.sampling,
-            prefill.table,
-            self._pool.generations(prefill.table),
-        )
-
     def _is_kept(self, prefill: Prefill) -> bool:
         return prefill.asked.decode_node == self._config.node
 
@@ -208,7 +236,7 @@ class PrefillWorker:
         if event.attempt in self._attempts:
             self.num_dropped_events += 1
             return []
-        prefill = prefill_of(event, now)
+        prefill = prefill_of(event, self._config.block_size, now)
         fits = num_blocks(prefill.num_tokens, self._config.block_size) <= self._pool.num_blocks
         if not mix.accepts_prefill or not fits or len(self._attempts) >= self._config.max_queued:
             return [self._report(event.attempt, AttemptEnd.REFUSED)]
@@ -249,51 +277,39 @@ class PrefillWorker:
 
     # ── a step's fruit ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _seal(self, prefill: Prefill, blocks: tuple[int, ...], digests: dict[int, bytes]) -> None:
-        keys = prefill.asked.request.prompt.block_keys
-        for index, block in enumerate(blocks, prefill.num_sealed):
-            self._pool.seal(block, digests[block], keys[index] if index < len(keys) else None)
-        prefill.num_sealed += len(blocks)
-
-    def _advance(self, prefill: Prefill, token: int | None, now: float) -> list[Command]:
+    def _advance(self, prefill: Prefill, fruit: Fruit, now: float) -> list[Command]:
         """Offer what is new, and where the prompt is done, emit its token and pass the attempt on."""
-        done = None if token is None else self._done(prefill, token, now)
-        if done is None:
+        if not prefill.is_done:
             return [] if self._is_kept(prefill) else self._offer(prefill, None, now)
-        request, index = prefill.asked.request, num_packed(prefill.asked.log)
-        finish = finish_reason(done.token_id, index + 1, request.sampling, self._config.eos_token_ids)
-        timing = done.timing if finish else None
-        emitted = TokensEmitted((prefill.id,), (index,), (done.token_id,), (finish,), (timing,))
-        commands: list[Command] = [Emit(prefill.asked.gateway, emitted)]
-        if finish:
+        token_id = fruit.token_id
+        assert token_id is not None, f"{prefill.id} is done and has no token"
+        request, num_output = prefill.asked.request, num_packed(prefill.asked.log) + 1
+        finish = finish_reason(token_id, num_output, request.sampling, self._config.eos_token_ids)
+        done = done_of(prefill, token_id, now)
+        emitted = first_token(prefill, done, fruit.logprobs, finish)
+        publish_tail(prefill, self._pool, self._config.block_size)
+        return [Emit(prefill.asked.gateway, emitted), *self._pass_on(prefill, done, finish is not None, now)]
+
+    def _pass_on(self, prefill: Prefill, done: PrefillDone, is_finished: bool, now: float) -> list[Command]:
+        """The prompt is done: its blocks go back, or stay for a decode row here, or are lent to one elsewhere."""
+        if is_finished:
             self.leases.revoke_unclaimed(prefill.id)
-            return commands + self._end(prefill, AttemptEnd.FINISHED)
+            return self._end(prefill, AttemptEnd.FINISHED)
         if self._is_kept(prefill):
             del self._attempts[prefill.id]
             self._adopted.append((prefill, done))
-            return commands
-        commands += self._offer(prefill, done, now)
+            return []
+        commands = self._offer(prefill, done, now)
         prefill.state = PrefillState.CLAIMED if self.leases.is_claimed(prefill.id) else PrefillState.OFFERED
         self._left.append(prefill.id)
         return commands
 
-    def _done(self, prefill: Prefill, token: int, now: float) -> PrefillDone:
-        timing = Timing(
-            admit_s=prefill.asked.admit_s,
-            queue_prefill_s=prefill.started_at - prefill.submitted_at,
-            prefill_s=now - prefill.started_at,
-        )
-        return PrefillDone(prefill.num_tokens, token, timing)
-
     def _offer(self, prefill: Prefill, done: PrefillDone | None, now: float) -> list[Command]:
         """Tell the decode node what it does not know of yet: everything with the first message, then what is new."""
-        asked, first = prefill.asked, prefill.num_offered
-        if prefill.num_sealed == first:
+        handle = next_handle(prefill, self._pool, self._config)
+        if handle is None:
             return []
-        blocks = prefill.table[first : prefill.num_sealed]
-        prefill.num_offered = prefill.num_sealed
-        generations, digests = self._pool.generations(blocks), self._pool.digests(blocks)
-        handle = KVHandle(prefill.id, self._config.node, self._config.layout, first, blocks, generations, digests)
+        asked = prefill.asked
         if self.leases.of(prefill.id) is not None:
             return [Tell(asked.decode_node, Sealed(prefill.id, handle, done))]
         self.leases.grant(prefill.id, asked.decode_node, now)
@@ -307,7 +323,16 @@ class PrefillWorker:
         reader = prefill.asked.decode_node
         return [Tell(reader, ClaimAnswered(prefill.id, self._config.node, granted=False))]
 
+    def _let_go(self, prefill: Prefill) -> None:
+        """The step that copied from another table's block is over: an attempt's first one is the first to end."""
+        self._pool.let_go(prefill.source)
+        prefill.source = ()
+
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _fail(self, prefill: Prefill) -> list[Command]:
+        self.leases.revoke_unclaimed(prefill.id)
+        return self._withdraw(prefill) + self._end(prefill, AttemptEnd.STEP_FAILED)
 
     def _end(self, prefill: Prefill, end: AttemptEnd) -> list[Command]:
         if prefill.end is None:

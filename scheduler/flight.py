@@ -50,6 +50,16 @@ class Flight:
         return self.request.sampling.max_tokens - num_packed(self.log)
 
     @property
+    def shared_prompt(self) -> bytes:
+        """What names the whole prompt where an equal one spares computing it; else empty (see `Booking.prompt`).
+
+        With a log there is more to compute than the prompt, and scores of its tokens cannot be found.
+        """
+        if self.log or self.request.sampling.prompt_logprobs is not None:
+            return b""
+        return self.request.prompt.tail_key
+
+    @property
     def pair(self) -> frozenset[NodeId]:
         """Both nodes of the last route."""
         return frozenset((self.route.prefill, self.route.decode)) if self.route else frozenset()

@@ -291,6 +291,7 @@ class Scheduler:
             self._num_blocks(flight.num_tokens + growth),
             decodes=flight.num_left > 1,
             avoid=flight.avoid,
+            prompt=flight.shared_prompt,
         )
 
     def _start(self, flight: Flight, demand: Demand, route: Route, now: float) -> Tell:
@@ -299,11 +300,13 @@ class Scheduler:
         flight.state, flight.unheld_since, flight.num_skipped = RequestState.ROUTED, None, 0
         flight.route = route
         attempt = flight.mint_attempt()
+        is_new = demand.prompt not in self.view.nodes[route.prefill].prompts
+        num_tokens = demand.prefill_tokens if is_new else 0
         if route.prefill == route.decode:
             blocks = demand.decode_blocks if demand.decodes else demand.prefill_blocks
-            self.view.book(attempt, route.prefill, Booking(blocks, demand.prefill_tokens, int(demand.decodes)))
+            self.view.book(attempt, route.prefill, Booking(blocks, num_tokens, int(demand.decodes), demand.prompt))
         else:
-            self.view.book(attempt, route.prefill, Booking(demand.prefill_blocks, demand.prefill_tokens, 0))
+            self.view.book(attempt, route.prefill, Booking(demand.prefill_blocks, num_tokens, 0, demand.prompt))
             self.view.book(attempt, route.decode, Booking(demand.decode_blocks, 0, 1))
         waited_s = now - flight.arrived_at
         preemptions = flight.num_preemptions

@@ -1,6 +1,7 @@
 """What the scheduler knows of the nodes: what it has in flight there (truth), what they last said (belief, with its
 age)."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from core.ids import AttemptId, NodeId
@@ -10,22 +11,31 @@ from core.stats import NodeStats
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """What one attempt has booked at one node: blocks (credits), prompt tokens to be computed there, a decode row."""
+    """What one attempt has booked at one node: blocks (credits), prompt tokens to be computed there, a decode row.
+
+    `prompt` names the whole prompt that is computed there, or was and is still held; empty where that helps nobody. An
+    attempt that finds its prompt booked there adds no tokens to be computed.
+    """
 
     blocks: int
     prefill_tokens: int
     num_rows: int
+    prompt: bytes = b""
 
 
 @dataclass(slots=True)
 class NodeView:
-    """One node. `mix` is what it was last told; `base_mix` what it should do when every phase is covered."""
+    """One node. `mix` is what it was last told; `base_mix` what it should do when every phase is covered.
+
+    `prompts` counts those of its bookings: another attempt with an equal one computes only its last token there.
+    """
 
     node: NodeId
     spec: NodeSpec
     base_mix: Mix
     mix: Mix
     bookings: dict[AttemptId, Booking] = field(default_factory=dict)
+    prompts: Counter[bytes] = field(default_factory=Counter)
     booked_blocks: int = 0
     booked_tokens: int = 0
     booked_rows: int = 0
@@ -91,6 +101,8 @@ class ClusterView:
         view.booked_tokens += booking.prefill_tokens
         view.booked_rows += booking.num_rows
         view.tokens_since_stats += booking.prefill_tokens
+        if booking.prompt:
+            view.prompts[booking.prompt] += 1
         self._where.setdefault(attempt, set()).add(node)
 
     def release(self, attempt: AttemptId, node: NodeId) -> bool:
@@ -102,6 +114,10 @@ class ClusterView:
         view.booked_blocks -= booking.blocks
         view.booked_tokens -= booking.prefill_tokens
         view.booked_rows -= booking.num_rows
+        if booking.prompt:
+            view.prompts[booking.prompt] -= 1
+            if not view.prompts[booking.prompt]:
+                del view.prompts[booking.prompt]
         where = self._where[attempt]
         where.discard(node)
         if not where:
@@ -141,6 +157,7 @@ class ClusterView:
             assert view.booked_blocks == sum(b.blocks for b in view.bookings.values()), f"booked at {node}"
             assert view.booked_tokens == sum(b.prefill_tokens for b in view.bookings.values()), f"tokens at {node}"
             assert view.booked_rows == sum(b.num_rows for b in view.bookings.values()), f"rows at {node}"
+            assert view.prompts == Counter(b.prompt for b in view.bookings.values() if b.prompt), f"prompts at {node}"
             assert view.booked_blocks <= view.spec.num_blocks, f"{node} is promised {view.booked_blocks} blocks"
             for attempt in view.bookings:
                 where.setdefault(attempt, set()).add(node)

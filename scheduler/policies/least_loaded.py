@@ -1,4 +1,4 @@
-"""The fewest prompt tokens waiting per step budget, then the smallest share of blocks booked."""
+"""The fewest prompt tokens before the first answer token per step budget, then the smallest share of blocks booked."""
 
 from collections.abc import Iterable
 
@@ -9,8 +9,11 @@ BUSY = Refusal("busy", "all blocks or rows of the nodes that could take it are b
 
 
 class LeastLoaded:
-    """Sends a prompt where it starts soonest; decodes it there if that node decodes, else on the emptiest decode
-    node."""
+    """Sends a prompt where it is done soonest; decodes it there if that node decodes, else on the emptiest decode node.
+
+    The choices of one prompt, and whoever else asks the same, need not compute it where it is being computed: they
+    follow each other there, until the queue before them is longer than elsewhere the queue and the prompt together.
+    """
 
     def route(self, demand: Demand, view: ClusterView, now: float) -> Route | Refusal:
         """Nodes to avoid are tried last."""
@@ -46,9 +49,11 @@ class LeastLoaded:
         return Route(prefill.node, min(room, key=lambda node: _fullness(node, demand)).node)
 
 
-def _wait(node: NodeView, demand: Demand) -> tuple[bool, float, float, str]:
-    steps = node.queued_tokens / max(node.mix.prefill_tokens_per_step, 1)
-    return node.node in demand.avoid, steps, node.share_booked, node.node
+def _wait(node: NodeView, demand: Demand) -> tuple[bool, float, bool, float, str]:
+    is_new = demand.prompt not in node.prompts
+    num_tokens = node.queued_tokens + (demand.prefill_tokens if is_new else 0)
+    steps = num_tokens / max(node.mix.prefill_tokens_per_step, 1)
+    return node.node in demand.avoid, steps, is_new, node.share_booked, node.node
 
 
 def _fullness(node: NodeView, demand: Demand) -> tuple[bool, float, str]:

@@ -12,8 +12,8 @@ from scheduler.view import ClusterView
 class Demand:
     """What a request needs now. Blocks are credits: of the prompt (with its log), and of prompt and expected growth.
 
-    `prefill_tokens` are to be computed. `avoid` are nodes on which an earlier try failed: taken only where no other
-    can.
+    `prefill_tokens` are to be computed, but where the whole prompt, which `prompt` names, is booked already: see
+    `scheduler.view.NodeView`. `avoid` are nodes on which an earlier try failed: taken only where no other can.
     """
 
     request: Request
@@ -22,6 +22,7 @@ class Demand:
     decode_blocks: int
     decodes: bool = True
     avoid: frozenset[NodeId] = frozenset()
+    prompt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The scheduler, events in and commands compared: who is routed where, and who stands in nobody's way."""
 
+from dataclasses import replace
+
 from core.commands import Tell
 from core.events import (
     AttemptEnd,
@@ -36,10 +38,18 @@ def make(**nodes: tuple[str, int]) -> Scheduler:
 
 
 def arrive(
-    scheduler: Scheduler, name: str, num_tokens: int = 8, max_tokens: int = 8, now: float = 0.0
+    scheduler: Scheduler,
+    name: str,
+    num_tokens: int = 8,
+    max_tokens: int = 8,
+    now: float = 0.0,
+    *,
+    tail: bytes = b"",
+    **sampling: int,
 ) -> list[Submitted]:
-    """A request; what was submitted because of it."""
-    request = Request(RequestId(name), Prompt(num_tokens), b"\0\0\0\0" * num_tokens, SamplingParams(max_tokens))
+    """A request; what was submitted because of it. `tail` names its prompt."""
+    prompt, params = Prompt(num_tokens, (), tail), replace(SamplingParams(max_tokens), **sampling)
+    request = Request(RequestId(name), prompt, b"\0\0\0\0" * num_tokens, params)
     return submitted(scheduler.handle(RequestArrived(request, G), now))
 
 
@@ -123,3 +133,61 @@ def test_a_request_larger_than_every_pool_is_refused_with_both_numbers() -> None
     assert isinstance(told, Tell) and isinstance(told.event, RequestEnded)
     assert told.event.error.code == "request_too_large_for_cluster"
     assert "12" in told.event.error.message and "10" in told.event.error.message
+
+
+def places(scheduler: Scheduler, *submissions: list[Submitted]) -> list[str]:
+    """The prefill nodes of these, which decode elsewhere."""
+    return [
+        str(node)
+        for (submission,) in submissions
+        for node in scheduler.view.nodes_of(submission.attempt)
+        if node != submission.decode_node
+    ]
+
+
+def test_choices_of_one_prompt_follow_each_other_to_the_node_that_computes_it() -> None:
+    scheduler = make(p1=("prefill", 100), p2=("prefill", 100), d1=("decode", 100), d2=("decode", 100))
+    routes = [arrive(scheduler, f"c{i}", 32, tail=b"same", choice=i) for i in range(4)]
+    assert places(scheduler, *routes) == ["p1"] * 4
+    scheduler.check()
+
+
+def test_other_prompts_go_where_less_waits() -> None:
+    scheduler = make(p1=("prefill", 100), p2=("prefill", 100), d1=("decode", 100), d2=("decode", 100))
+    routes = [arrive(scheduler, f"r{i}", 32, tail=bytes([i])) for i in range(4)]
+    assert places(scheduler, *routes) == ["p1", "p2", "p1", "p2"]
+
+
+def test_a_choice_goes_elsewhere_when_the_queue_of_its_node_is_longer_than_its_prompt() -> None:
+    scheduler = make(p1=("prefill", 100), p2=("prefill", 100), d1=("decode", 200), d2=("decode", 200))
+    first = arrive(scheduler, "c0", 16, tail=b"same")
+    arrive(scheduler, "other", 64, tail=b"other")
+    behind = arrive(scheduler, "third", 32, tail=b"third")
+    second = arrive(scheduler, "c1", 16, tail=b"same", choice=1)
+    assert places(scheduler, first, behind, second) == ["p1", "p1", "p1"], "48 tokens here, 64 and 16 there"
+    scheduler = make(p1=("prefill", 100), p2=("prefill", 100), d1=("decode", 200), d2=("decode", 200))
+    first = arrive(scheduler, "c0", 16, tail=b"same")
+    arrive(scheduler, "other", 20, tail=b"other")
+    behind = arrive(scheduler, "third", 32, tail=b"third")
+    second = arrive(scheduler, "c1", 16, tail=b"same", choice=1)
+    assert places(scheduler, first, behind, second) == ["p1", "p1", "p2"], "48 tokens here, 20 and 16 there"
+    scheduler.check()
+
+
+def test_who_wants_scores_of_its_prompt_follows_nobody_and_nobody_waits_for_a_prompt_that_is_over() -> None:
+    scheduler = make(p1=("prefill", 100), p2=("prefill", 100), d1=("decode", 100), d2=("decode", 100))
+    (first,) = arrive(scheduler, "c0", 32, tail=b"same")
+    scored = arrive(scheduler, "scored", 32, tail=b"same", prompt_logprobs=1)
+    assert places(scheduler, [first], scored) == ["p1", "p2"]
+    scheduler.handle(AttemptFinished(first.attempt, NodeId("p1"), AttemptEnd.HANDED_OFF), 1.0)
+    assert not scheduler.view.nodes[NodeId("p1")].prompts
+    scheduler.check()
+
+
+def test_a_retry_avoids_the_node_that_failed_though_its_prompt_is_booked_there() -> None:
+    scheduler = make(p1=("prefill", 100), p2=("prefill", 100), d1=("decode", 100), d2=("decode", 100))
+    (first,), (second,) = (arrive(scheduler, f"c{i}", 32, tail=b"same", choice=i) for i in range(2))
+    assert places(scheduler, [first], [second]) == ["p1", "p1"]
+    again = lose(scheduler, first.attempt, str(first.decode_node), AttemptEnd.KV_LOST, 1.0)
+    assert places(scheduler, again) == ["p2"]
+    scheduler.check()
