@@ -34,9 +34,11 @@ from core.mix import Mix
 from core.stats import NodeStats
 from core.step import StepPlan, StepResult
 from core.timers import Timers
-from decode_worker.config import DecodeConfig
+from decode_worker.batching import DecodeRows
+from decode_worker.config import DecodeConfig, PreemptionCosts
 from decode_worker.worker import AdoptedAttempt, DecodeWorker
 from engine.blocks import BlockPool
+from prefill_worker.batching import PrefillRows
 from prefill_worker.config import PrefillConfig
 from prefill_worker.worker import PrefillWorker
 
@@ -45,7 +47,11 @@ MAX_TOMBSTONES = 4096
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """What a node is. `max_steps_in_flight` is 1, or 2 to plan the next step while one runs."""
+    """What a node is. `max_steps_in_flight` is 1, or 2 to plan the next step while one runs.
+
+    `max_draft_tokens`: how many tokens a row may guess per step; 0: none. The KV of up to `max_saved_blocks` blocks may
+    wait in host memory while others use them, where that is cheaper by `costs` than to compute it again; None: never.
+    """
 
     layout: LayoutId
     kv: KVLayout
@@ -55,6 +61,9 @@ class NodeConfig:
     mix: Mix
     max_steps_in_flight: int = 1
     timers: Timers = field(default_factory=Timers)
+    max_draft_tokens: int = 0
+    max_saved_blocks: int = 0
+    costs: PreemptionCosts | None = None
 
 
 class Node:
@@ -70,7 +79,7 @@ class Node:
         self.mix = config.mix
         block_size, eos, timers = config.kv.block_size, config.eos_token_ids, config.timers
         self.prefill = PrefillWorker(PrefillConfig(node, config.layout, block_size, eos, timers), self.pool)
-        self.decode = DecodeWorker(DecodeConfig(node, block_size, eos, timers), self.pool)
+        self.decode = DecodeWorker(_decode_config(node, config), self.pool)
         self._in_flight: deque[int] = deque()
         self._num_steps = 0
         self._step_s = 0.0
@@ -107,6 +116,13 @@ class Node:
             num_dropped_events=self._num_dropped_events
             + self.prefill.num_dropped_events
             + self.decode.intake.num_dropped_events,
+            num_prompt_tokens=self.prefill.num_prompt_tokens,
+            num_cached_tokens=self.prefill.num_cached_tokens,
+            num_preempted=self.decode.planner.num_preempted,
+            num_saved=self.decode.planner.num_saved,
+            num_restored=self.decode.planner.num_restored,
+            num_drafted=self.decode.num_drafted,
+            num_accepted=self.decode.num_accepted,
         )
 
     def is_idle(self) -> bool:
@@ -116,6 +132,7 @@ class Node:
     def check(self) -> None:
         """Asserts the invariants: the pool's own, and that every reference belongs to a table."""
         self.pool.check()
+        self.decode.check()
         tables = self.prefill.tables() + self.decode.tables()
         held = sum(len(table) for table in tables)
         assert held == self.pool.num_references(), f"{held} blocks in tables, {self.pool.num_references()} references"
@@ -195,24 +212,45 @@ class Node:
     # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _plan(self, now: float) -> list[Command]:
-        commands = self.decode.intake.admit(now)
+        """Steps as far as they may be planned ahead, then blocks for attempts on their way in: rows come first."""
+        commands: list[Command] = []
         while len(self._in_flight) < self.config.max_steps_in_flight:
             step = self._num_steps
             decode, preempted = self.decode.next_rows(self._max_rows, step, now)
             commands += preempted
-            prefill = self.prefill.next_rows(self._budget_tokens, step, now)
-            if not decode.attempts and not prefill.attempts:
+            prefill = self.prefill.next_rows(self._budget_tokens, step, now, may_begin=not self.decode.planner.is_short)
+            if decode.is_empty and not prefill.attempts:
                 break
-            plan = StepPlan(
-                step,
-                (*decode.attempts, *prefill.attempts),
-                (*(1 for _ in decode.attempts), *prefill.num_tokens),
-                (*decode.joined, *prefill.joined),
-                self.prefill.take_left() + self.decode.take_left(),
-                tuple(decode.grown),
-                tuple(prefill.seal),
-            )
             self._in_flight.append(step)
             self._num_steps += 1
-            commands.append(RunStep(plan))
-        return commands
+            commands.append(RunStep(self._merge(step, decode, prefill)))
+        return commands + self.decode.admit(now)
+
+    def _merge(self, step: int, decode: DecodeRows, prefill: PrefillRows) -> StepPlan:
+        max_drafts = (*decode.max_drafts, *(0 for _ in prefill.attempts))
+        return StepPlan(
+            step,
+            (*decode.attempts, *prefill.attempts),
+            (*(1 for _ in decode.attempts), *prefill.num_tokens),
+            (*decode.joined, *prefill.joined),
+            self.prefill.take_left() + self.decode.take_left(),
+            tuple(decode.grown),
+            tuple(prefill.seal),
+            max_drafts if any(max_drafts) else (),
+            tuple(decode.saved),
+            tuple(decode.restored),
+        )
+
+
+def _decode_config(node: NodeId, config: NodeConfig) -> DecodeConfig:
+    return DecodeConfig(
+        node,
+        config.kv.block_size,
+        config.eos_token_ids,
+        config.timers,
+        max_model_len=config.max_model_len,
+        max_draft_tokens=config.max_draft_tokens,
+        overlaps=config.max_steps_in_flight > 1,
+        max_saved_blocks=config.max_saved_blocks,
+        costs=config.costs,
+    )

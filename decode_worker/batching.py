@@ -1,6 +1,6 @@
-"""Rows that decode: one token each per step, as many as the mix lets run, oldest first."""
+"""Rows that decode: one token each per step and drafts behind it, as many as the mix lets run, oldest first."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core.events import AttemptEnd
 from core.ids import AttemptId, GatewayId
@@ -9,15 +9,19 @@ from core.lifecycle import BlockState, DecodeState
 from core.request import Request
 from core.stats import Timing
 from core.step import RowGrowth, RowJoin
+from decode_worker.drafts import Drafting
 from engine.blocks import BlockPool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class DecodeRow:
-    """One running attempt.
+    """One attempt that decodes, or will when its blocks are back.
 
-    `num_context` tokens have KV once all planned steps are over; `num_output` tokens of the request's answer are known;
-    `num_in_flight` more are being sampled. `join` is what the executor must be told first; None once it was.
+    `num_context` tokens have KV once all planned steps are over, drafts not counted; `num_output` tokens of the
+    request's answer are known; `num_in_flight` more are being sampled, and `num_drafts` guessed on top of them. `join`
+    is what the executor must be told first; None once it was. Of `table` it knows the first `num_told` blocks.
+    `last_step` is the last one that may touch its blocks, `last_turn` the last in which it ran. `num_saved` blocks lie
+    in host memory, or will when `last_step` is over.
     """
 
     id: AttemptId
@@ -31,50 +35,77 @@ class DecodeRow:
     num_preemptions: int = 0
     join: RowJoin | None = None
     state: DecodeState = DecodeState.DECODING
+    num_told: int = 0
     num_in_flight: int = 0
+    num_drafts: int = 0
     last_step: int = -1
+    last_turn: int = -1
+    num_saved: int = 0
+    num_saves: int = 0
+    drafting: Drafting = field(default_factory=Drafting)
     started_at: float | None = None
     end: AttemptEnd | None = None
 
     @property
+    def is_running(self) -> bool:
+        """Whether it is wanted, and its KV is in the pool."""
+        return self.end is None and self.state is DecodeState.DECODING
+
+    @property
     def wants_token(self) -> bool:
-        """Whether one more step may be planned for it."""
+        """Whether one more step may be planned for it; not while it is unknown where drafts will have brought it."""
         planned = self.num_output + self.num_in_flight
-        return self.end is None and planned < self.request.sampling.max_tokens
+        return self.is_running and not self.num_drafts and planned < self.request.sampling.max_tokens
 
 
 @dataclass(slots=True)
 class DecodeRows:
-    """The decode part of a step plan, in columns; every row has one token."""
+    """The decode part of a step plan, in columns; every row has one token, and `max_drafts` behind it."""
 
     attempts: list[AttemptId] = field(default_factory=list)
+    max_drafts: list[int] = field(default_factory=list)
     joined: list[RowJoin] = field(default_factory=list)
     grown: list[RowGrowth] = field(default_factory=list)
+    saved: list[AttemptId] = field(default_factory=list)
+    restored: list[RowGrowth] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step is needed for it."""
+        return not (self.attempts or self.saved or self.restored)
 
 
-def grow(row: DecodeRow, pool: BlockPool, block_size: int) -> tuple[int, ...] | None:
-    """Blocks for one more token of context, appended to the table: mostly none; None when the pool is full."""
+def grow(row: DecodeRow, pool: BlockPool, block_size: int) -> bool:
+    """Blocks for one more token of context, appended to the table: mostly none; False when the pool is full."""
     missing = num_blocks(row.num_context + 1, block_size) - len(row.table)
-    if missing <= 0:
-        return ()
-    blocks = pool.allocate(missing, BlockState.IN_USE)
-    if blocks is not None:
+    if missing > 0:
+        blocks = pool.allocate(missing, BlockState.IN_USE)
+        if blocks is None:
+            return False
         row.table += blocks
-    return blocks
+    return True
 
 
-def add_row(rows: DecodeRows, row: DecodeRow, grown: tuple[int, ...], pool: BlockPool) -> None:
-    """Put a row into the plan; a new one brings its whole table."""
+def grow_for_drafts(row: DecodeRow, num_drafts: int, num_spare: int, pool: BlockPool, block_size: int) -> int:
+    """Blocks for drafts behind the next token, at most `num_spare`; returns how many drafts there is room for."""
+    missing = num_blocks(row.num_context + 1 + num_drafts, block_size) - len(row.table)
+    blocks = pool.allocate(min(missing, num_spare), BlockState.IN_USE) if min(missing, num_spare) > 0 else ()
+    row.table += blocks or ()
+    return min(num_drafts, len(row.table) * block_size - row.num_context - 1)
+
+
+def add_row(rows: DecodeRows, row: DecodeRow, num_drafts: int, step: int, pool: BlockPool) -> None:
+    """Put a row into the plan of a step; a new one brings its whole table, others what was appended to it."""
     rows.attempts.append(row.id)
-    generations = pool.generations(grown)
+    rows.max_drafts.append(num_drafts)
+    grown = row.table[row.num_told :]
     if row.join is not None:
-        join = row.join
-        all_generations = join.generations + generations
-        rows.joined.append(
-            RowJoin(join.attempt, join.token_ids, join.num_computed, join.sampling, row.table, all_generations)
-        )
+        rows.joined.append(replace(row.join, block_ids=row.table, generations=pool.generations(row.table)))
         row.join = None
     elif grown:
-        rows.grown.append(RowGrowth(row.id, grown, generations))
+        rows.grown.append(RowGrowth(row.id, grown, pool.generations(grown)))
+    row.num_told = len(row.table)
     row.num_context += 1
     row.num_in_flight += 1
+    row.num_drafts = num_drafts
+    row.last_step = row.last_turn = step

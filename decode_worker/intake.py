@@ -108,7 +108,7 @@ class Intake:
         return commands + self._renew(now)
 
     def admit(self, now: float) -> list[Command]:
-        """Blocks may have become free: reserve for those that wait, oldest first, and claim."""
+        """Reserve for those that wait, oldest first, and claim: after each event, as blocks may have become free."""
         commands: list[Command] = []
         for incoming in [i for i in self._incoming.values() if i.state is DecodeState.WAITING]:
             if self._pool.num_available <= incoming.num_lacking:
@@ -131,7 +131,7 @@ class Intake:
         if num_blocks(incoming.num_tokens, self._config.block_size) > self._pool.num_blocks:
             return [self._release(incoming), self._report(incoming.id, AttemptEnd.REFUSED)]
         self._incoming[incoming.id] = incoming
-        return self.admit(now)
+        return []
 
     def _on_sealed(self, event: Sealed, now: float) -> list[Command]:
         incoming = self._incoming.get(event.attempt)

@@ -5,17 +5,20 @@ from collections.abc import Iterable
 from decode_worker.batching import DecodeRow
 
 PROTECTED_AFTER = 2
-"""A row that has been preempted this often gives way only to rows like itself."""
+"""A row that has given way this often, here or elsewhere, does so again only for rows like itself."""
 
 
 def next_victim(rows: Iterable[DecodeRow]) -> DecodeRow | None:
-    """The youngest row of the lowest class; those preempted too often come last. `rows` are oldest first."""
+    """The youngest running row of the lowest class; those that gave way too often come last. `rows` are oldest first.
+
+    A row that comes back keeps its age: it is not next while younger ones of its class run.
+    """
     victim: DecodeRow | None = None
     for row in rows:
-        if row.end is None and (victim is None or _rank(row) <= _rank(victim)):
+        if row.is_running and (victim is None or _rank(row) <= _rank(victim)):
             victim = row
     return victim
 
 
 def _rank(row: DecodeRow) -> tuple[bool, int]:
-    return row.num_preemptions >= PROTECTED_AFTER, row.request.priority
+    return row.num_preemptions + row.num_saves >= PROTECTED_AFTER, row.request.priority

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from cluster.simulated.lives import cell
 from cluster.simulated.scenario import Fault
+from cluster.simulated.watch import Deed
 from core.events import KVFailed, Tick
 from core.lifecycle import DECODE, PREFILL, REQUEST, DecodeState, PrefillState, State, Table
 
@@ -45,8 +46,8 @@ state that lasts for one message. All others must be hit by 200."""
 
 
 def missing_faults(faults: Mapping[str, int], num_seeds: int) -> list[str]:
-    """Classes of faults that never happened in that many seeds."""
-    return [fault for fault in Fault if not faults.get(fault) and num_seeds >= 200]
+    """Classes of faults that never happened in that many seeds, and deeds that nobody had to do."""
+    return [fault for fault in (*Fault, *Deed) if not faults.get(fault) and num_seeds >= 200]
 
 
 def missing_cells(hits: Mapping[str, int], num_seeds: int) -> list[str]:

@@ -27,6 +27,8 @@ def check_answer(answer: Answer, scenario: Scenario) -> None:
                 f"{request.id}: {len(answer.token_ids)} of {len(answer.right)} tokens"
             )
             assert ended.finish is answer.finish, f"{request.id}: {ended.finish}, should be {answer.finish}"
+            wants_scores = request.sampling.prompt_logprobs is not None
+            assert answer.has_scores == wants_scores, f"{request.id}: scores of its prompt: {answer.has_scores}"
         case Outcome.FINISHED:
             assert answer.arrival.leaves_after is not None
         case Outcome.CANCELLED:

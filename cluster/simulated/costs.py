@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from decode_worker.config import PreemptionCosts
+
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
@@ -32,3 +34,10 @@ class Costs:
     step: StepCosts = StepCosts()
     link: LinkCosts = LinkCosts()
     jitter: float = 0.5
+
+    def preemption(self, copy_s_per_block: float | None) -> PreemptionCosts | None:
+        """What a node is told, where it is told how long a copy takes."""
+        if copy_s_per_block is None:
+            return None
+        step = self.step
+        return PreemptionCosts(step.fixed_s, step.per_token_s, step.per_context_s, copy_s_per_block)

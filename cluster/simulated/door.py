@@ -12,8 +12,9 @@ from core.events import FinishReason, GatewayEvent, RequestResumed, Tick, Tokens
 from core.goodput import RequestRecord
 from core.ids import GatewayId, RequestId, number_of, request_of
 from core.request import unpack_tokens
+from core.step import TokenLogprobs
 from core.timers import Timers
-from engine.fake import reference_tokens
+from engine.fake_truth import reference_tokens, scores_of
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Answer:
     has_left: bool = False
     attempt: int = -1
     fence: int = -1
+    has_scores: bool = False
 
     def extend(self, delivered: Delivered, now: float) -> None:
         """Take tokens in; they must be the next ones, and the right ones."""
@@ -47,6 +49,24 @@ class Answer:
         self.token_ids += delivered.token_ids
         self.first_at = now if self.first_at is None else self.first_at
         self.last_at = now
+
+    def check_scores(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """A token brings its scores where they were asked for, and only there."""
+        request = self.arrival.request
+        num_top = request.sampling.logprobs
+        right = None if num_top is None else scores_of(token_id, num_top)
+        assert logprobs == right, f"{request.id}: token {token_id} comes with {logprobs}, should be {right}"
+
+    def check_prompt_scores(self, scores: tuple[TokenLogprobs, ...] | None) -> None:
+        """Scores of all prompt tokens but the first, where they come."""
+        request = self.arrival.request
+        num_top = request.sampling.prompt_logprobs
+        if scores is None:
+            return
+        assert num_top is not None, f"{request.id}: scores of its prompt that nobody wanted"
+        right = tuple(scores_of(token_id, num_top) for token_id in unpack_tokens(request.token_ids)[1:])
+        assert scores == right, f"{request.id}: {len(scores)} scores of its prompt, should be {len(right)}"
+        self.has_scores = True
 
     def end(self, ended: Ended) -> None:
         """Take the end in; there is one."""
@@ -98,6 +118,7 @@ class Door:
         outputs = self.streams.handle(event, self._loop.now)
         if isinstance(event, TokensEmitted):
             self._check_fences(event, outputs)
+            self._check_scores(event)
         self._do(outputs)
         self._watch.taken(self._loop.now, self.gateway, event)
 
@@ -110,6 +131,14 @@ class Door:
                 assert number_of(attempt) > answer.fence, f"{attempt} extends a stream after it was given up"
                 answer.attempt = max(answer.attempt, number_of(attempt))
                 assert number_of(attempt) == answer.attempt, f"{attempt} extends a stream after a later attempt did"
+
+    def _check_scores(self, event: TokensEmitted) -> None:
+        nothing = (None,) * len(event.attempts)
+        columns = (event.attempts, event.token_ids, event.logprobs or nothing, event.prompt_logprobs or nothing)
+        for attempt, token_id, logprobs, prompt_logprobs in zip(*columns, strict=True):
+            answer = self.answers[request_of(attempt)]
+            answer.check_scores(token_id, logprobs)
+            answer.check_prompt_scores(prompt_logprobs)
 
     def _check_log(self, resumed: RequestResumed) -> None:
         """What is resumed from is what the client has; the attempt that told it may add nothing any more."""

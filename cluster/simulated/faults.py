@@ -49,7 +49,9 @@ HANDOFF = (
 RETRY = AttemptLost | RequestResumed
 HANDOFF_WEIGHT = 6.0
 WAITING_WEIGHT = 150.0
-"""Handoffs and retries are short: faults follow their events this much more often, and more so where blocks lack."""
+SAVED_WEIGHT = 8.0
+"""Handoffs and retries are short: faults follow their events this much more often, more so where blocks lack, and after
+steps at nodes that have rows in host memory."""
 
 
 def delays_of(scenario: Scenario) -> Delays:
@@ -69,6 +71,7 @@ def dice_of(scenario: Scenario) -> Dice:
     faults, rate = scenario.faults, scenario.fault_rate
     return Dice(
         step_fails=0.01 * rate if Fault.STEP_FAILED in faults else 0.0,
+        row_fails=0.003 * rate if Fault.ROW_FAILED in faults else 0.0,
         byte_flips=0.02 * rate if Fault.CORRUPT in faults else 0.0,
         fetch_slow=0.1 * rate if Fault.SLOW_FETCH in faults else 0.0,
         slow_s=scenario.timers.handoff_s * 1.3,
@@ -100,6 +103,8 @@ class Faults:
         thrown = self._chance.random()
         if isinstance(event, HANDOFF | RETRY):
             thrown /= WAITING_WEIGHT if self._is_waiting(address, event) else HANDOFF_WEIGHT
+        elif isinstance(event, StepDone) and self._has_saved(address):
+            thrown /= SAVED_WEIGHT
         if thrown < self._shares[-1][0]:
             fault = next(fault for share, fault in self._shares if thrown < share)
             self._inject(fault, address, event)
@@ -110,6 +115,11 @@ class Faults:
             return False
         host = self._world.place.hosts.get(NodeId(address))
         return host is not None and host.machine.decode.state_of(event.attempt) is DecodeState.WAITING
+
+    def _has_saved(self, address: Address) -> bool:
+        """Whether rows of this node are in host memory, or on their way there."""
+        host = self._world.place.hosts.get(NodeId(address))
+        return host is not None and host.machine.decode.num_saved_blocks > 0
 
     def _inject(self, fault: Fault, address: Address, event: Event) -> None:
         match fault:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from core.commands import FetchKV
 from core.errors import Corrupt, LeaseExpired
-from engine.fake import FakeMemory
+from engine.fake_memory import FakeMemory
 
 
 @dataclass(slots=True)

@@ -1,6 +1,5 @@
 """One simulated node's shell: carries out the six commands of the real `Node` machine over fake memory."""
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from cluster.node import Node, NodeConfig
@@ -10,10 +9,10 @@ from cluster.simulated.links import Links
 from cluster.simulated.lives import AttemptLives
 from cluster.simulated.loop import Loop
 from cluster.simulated.scenario import Fault, NodePlan
-from cluster.simulated.watch import CHECK_EVERY, Watch
+from cluster.simulated.steps import Steps
+from cluster.simulated.watch import CHECK_EVERY, Deed, Watch
 from core.commands import Command, Emit, FetchKV, Lend, Revoke, RunStep, Tell
 from core.errors import Corrupt, LeaseExpired
-from core.errors import StepFailed as StepFailedError
 from core.events import (
     AttemptEnd,
     AttemptFinished,
@@ -23,20 +22,18 @@ from core.events import (
     Lent,
     NodeEvent,
     PeerLost,
-    StepDone,
-    StepFailed,
     Tick,
 )
 from core.ids import AttemptId, NodeId
-from core.step import StepPlan
-from engine.fake import FakeExecutor, FakeMemory
+from engine.fake_memory import FakeMemory
 
 
 @dataclass(slots=True)
 class Dice:
-    """How often things go wrong inside one node; the shares are probabilities per step, block and fetch."""
+    """How often things go wrong inside one node; the shares are probabilities per step, row, block and fetch."""
 
     step_fails: float = 0.0
+    row_fails: float = 0.0
     byte_flips: float = 0.0
     fetch_slow: float = 0.0
     slow_s: float = 0.0
@@ -54,12 +51,20 @@ class Place:
     fenced_transport: bool = False
     hosts: dict[NodeId, "Host"] = field(default_factory=dict)
 
+    def soon_s(self) -> float:
+        """The time until something that takes none, inside a process."""
+        return self.costs.link.message_s * self.loop.chance.random()
+
+    def long_s(self, least_s: float) -> float:
+        """A duration, as this run stretches it."""
+        return least_s * (1.0 + self.costs.jitter * self.loop.chance.random())
+
 
 class Host:
     """A process with one node in it.
 
-    Owns: the machine, its memory and executor, the steps and fetches that run, and the leases its transport serves.
-    Invariant: step results come in the order asked; a fetch ends by exactly one event, after which it writes nothing.
+    Owns: the machine, its memory, the fetches that run, and the leases its transport serves; its steps have a file of
+    their own. Invariant: a fetch ends by exactly one event, after which it writes nothing.
     """
 
     def __init__(self, node: NodeId, plan: NodePlan, config: NodeConfig, place: Place) -> None:
@@ -75,10 +80,7 @@ class Host:
         self.revoked: set[tuple[AttemptId, NodeId]] = set()
         self._place = place
         self._loop = place.loop
-        self._executor = FakeExecutor(self.memory)
-        self._steps: deque[StepPlan] = deque()
-        self._forgotten: set[AttemptId] = set()
-        self._told_step_at = 0.0
+        self._steps = Steps(self, place)
         self._num_taken = 0
         self._fetches: dict[tuple[AttemptId, int], Fetch] = {}
         self._clock_ahead_s = place.loop.chance.uniform(-1000.0, 1000.0)
@@ -87,7 +89,7 @@ class Host:
     @property
     def is_quiet(self) -> bool:
         """Whether the machine is idle and nothing runs for it."""
-        return not self._steps and not self._fetches and self.machine.is_idle()
+        return self._steps.is_idle and not self._fetches and self.machine.is_idle()
 
     def start_ticking(self, tick_s: float) -> None:
         """Tick from now on, at a phase of our own."""
@@ -135,77 +137,23 @@ class Host:
         match command:
             case Tell(to, event):
                 if isinstance(event, AttemptFinished):
-                    self.lives.reported.add(event.attempt)
+                    self._note_end(event)
                 self._place.links.send(self.node, to, event)
             case Emit(gateway, tokens):
                 self._place.links.send(self.node, gateway, tokens)
             case RunStep(plan):
-                self._steps.append(plan)
-                self.lives.steps[plan.step] = plan.attempts
-                if len(self._steps) == 1:
-                    self._begin_step()
+                self._steps.ask(plan)
             case FetchKV():
                 self._begin_fetch(command)
             case Lend(attempt, reader):
-                self._loop.after(self._soon_s(), self._serve, attempt, reader)
+                self._loop.after(self._place.soon_s(), self._serve, attempt, reader)
             case Revoke(attempt, reader):
-                self._loop.after(self._soon_s(), self._revoke, attempt, reader)
+                self._loop.after(self._place.soon_s(), self._revoke, attempt, reader)
 
-    def _soon_s(self) -> float:
-        return self._place.costs.link.message_s * self._loop.chance.random()
-
-    def _long_s(self, least_s: float) -> float:
-        return least_s * (1.0 + self._place.costs.jitter * self._loop.chance.random())
-
-    # ── steps: generations at the start, bytes at some moment of it, results at the end ──────────────────────────────
-
-    def _begin_step(self) -> None:
-        plan, chance = self._steps[0], self._loop.chance
-        context = self._executor.context_tokens(plan)
-        try:
-            self._executor.begin(plan)
-        except StepFailedError as error:
-            self._loop.after(self._soon_s(), self._end_broken_step, plan, str(error))
-            return
-        duration_s = self._long_s(self._place.costs.step.step_s(sum(plan.num_tokens), context))
-        torn = chance.randint(0, len(plan.attempts)) if chance.random() < 0.3 else 0
-        if torn:
-            self._loop.after(duration_s * chance.random(), self._advance, plan, 0, torn)
-        self._loop.after(duration_s, self._end_step, plan, torn, duration_s)
-
-    def _advance(self, plan: StepPlan, start: int, end: int) -> None:
-        if not self.is_dead:
-            for attempt, num_tokens in zip(plan.attempts[start:end], plan.num_tokens[start:end], strict=True):
-                self._executor.advance(attempt, num_tokens)
-
-    def _end_step(self, plan: StepPlan, torn: int, duration_s: float) -> None:
-        if self.is_dead:
-            return
-        if self._loop.now < self.paused_until:
-            self._loop.at(self.paused_until, self._end_step, plan, torn, duration_s)
-            return
-        self._advance(plan, torn, len(plan.attempts))
-        if self._loop.chance.random() < self._place.dice.step_fails:
-            self._place.watch.happened(Fault.STEP_FAILED)
-            self._forgotten.update(plan.attempts)
-            self._end_broken_step(plan, "the executor broke down")
-            return
-        self._next_step(StepDone(self._executor.finish(plan, duration_s)))
-
-    def _end_broken_step(self, plan: StepPlan, why: str) -> None:
-        if self.is_dead:
-            return
-        assert self._forgotten.intersection(plan.attempts), f"{self.node}: step {plan.step} could not be run: {why}"
-        self._forgotten.update(plan.attempts)
-        self._executor.forget(plan)
-        self._next_step(StepFailed(plan.step, why))
-
-    def _next_step(self, event: StepDone | StepFailed) -> None:
-        self._steps.popleft()
-        self._told_step_at = max(self._told_step_at, self._loop.now + self._soon_s())
-        self._loop.at(self._told_step_at, self.take, event)
-        if self._steps:
-            self._begin_step()
+    def _note_end(self, event: AttemptFinished) -> None:
+        self.lives.reported.add(event.attempt)
+        if event.end is AttemptEnd.PREEMPTED:
+            self._place.watch.happened(Deed.PREEMPTED)
 
     # ── fetches: one call a block, half of it now, the other half and the proof with the next ────────────────────────
 
@@ -216,7 +164,7 @@ class Host:
         served = (command.handle.attempt, self.node)
         assert owner.is_dead or served in owner.served, f"{self.node}: {served} is read before it was lent"
         self._fetches[key] = fetch = Fetch(command, owner.memory, self.memory)
-        self._loop.after(self._long_s(self._place.costs.link.fetch_s), self._go_on, fetch)
+        self._loop.after(self._place.long_s(self._place.costs.link.fetch_s), self._go_on, fetch)
 
     def _go_on(self, fetch: Fetch) -> None:
         """Close the block that is open, open the next one, or end."""
@@ -247,7 +195,7 @@ class Host:
 
     def _block_s(self) -> float:
         dice = self._place.dice
-        block_s = self._long_s(self._place.costs.link.block_s)
+        block_s = self._place.long_s(self._place.costs.link.block_s)
         if dice.fetch_slow and self._loop.chance.random() < dice.fetch_slow:
             self._place.watch.happened(Fault.SLOW_FETCH)
             block_s += dice.slow_s * self._loop.chance.random() ** 2
@@ -268,7 +216,7 @@ class Host:
         event: NodeEvent = KVArrived(command.attempt, command.fetch)
         if end is not None:
             event = KVFailed(command.attempt, command.fetch, end, why)
-        self._loop.after(self._soon_s(), self.take, event)
+        self._loop.after(self._place.soon_s(), self.take, event)
 
     def _unbind(self, peer: NodeId) -> None:
         for fetch in self._fetches.values():

@@ -26,7 +26,14 @@ from core.lifecycle import DECODE, PREFILL, REQUEST, DecodeState, PrefillState, 
 from scheduler.scheduler import Scheduler
 
 LETS_GO = frozenset(
-    {PrefillState.ENDING, PrefillState.GONE, DecodeState.ENDING, DecodeState.GONE, DecodeState.DECODING}
+    {
+        PrefillState.ENDING,
+        PrefillState.GONE,
+        DecodeState.ENDING,
+        DecodeState.GONE,
+        DecodeState.DECODING,
+        DecodeState.SAVED,
+    }
 )
 """Where an attempt may stand once its peer is known to be lost."""
 

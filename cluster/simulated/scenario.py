@@ -6,10 +6,10 @@ from random import Random
 
 from cluster.simulated.costs import Costs, LinkCosts, StepCosts
 from core.ids import GatewayId, LayoutId, RequestId
-from core.kv import KVLayout, block_keys
+from core.kv import KVLayout, block_keys, tail_key
 from core.request import SLO, Prompt, Request, SamplingParams, pack_tokens
 from core.timers import Timers
-from engine.fake import VOCAB_SIZE
+from engine.fake_truth import VOCAB_SIZE
 
 EOS_TOKEN_IDS = frozenset({0})
 
@@ -29,6 +29,7 @@ class Fault(StrEnum):
     CORRUPT = "corrupt"
     SLOW_FETCH = "slow_fetch"
     STEP_FAILED = "step_failed"
+    ROW_FAILED = "row_failed"
     MIX = "mix"
 
 
@@ -38,7 +39,7 @@ HARMFUL = frozenset(Fault) - {Fault.DELAY, Fault.REORDER, Fault.MIX, Fault.STOP}
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """One node and those that replace it: `name` outlives incarnations."""
+    """One node and those that replace it: `name` outlives incarnations. Without `copy_s_per_block` it saves no rows."""
 
     name: str
     role: str
@@ -46,6 +47,9 @@ class NodePlan:
     prefill_tokens_per_step: int = 8
     max_decode_rows: int = 8
     max_steps_in_flight: int = 1
+    max_draft_tokens: int = 0
+    max_saved_blocks: int = 0
+    copy_s_per_block: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +121,35 @@ def make_request(
     deadline_s: float = 60.0,
     tpot_s: float = 0.1,
     ignore_eos: bool = False,
+    choice: int = 0,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> Request:
     """A request over given tokens, as a gateway would make it."""
     packed = pack_tokens(token_ids)
-    prompt = Prompt(len(token_ids), block_keys(packed, block_size, tenant))
-    sampling = SamplingParams(max_tokens, seed=seed, ignore_eos=ignore_eos)
+    keys, tail = block_keys(packed, block_size, tenant), tail_key(packed, block_size, tenant)
+    prompt = Prompt(len(token_ids), keys, tail)
+    sampling = SamplingParams(
+        max_tokens, seed=seed, ignore_eos=ignore_eos, logprobs=logprobs, prompt_logprobs=prompt_logprobs, choice=choice
+    )
     return Request(RequestId(name), prompt, packed, sampling, SLO(2.0, tpot_s), priority, tenant, deadline_s)
 
 
 def draw(seed: int) -> Scenario:
-    """The scenario of a seed: 1 to 8 nodes of any role, pools of 4 to 64 blocks, 20 to 60 requests."""
+    """The scenario of a seed: 1 to 8 nodes of any role, pools of 4 to 64 blocks, 20 to 60 requests.
+
+    One in five is tight: small pools, long answers, and host memory near.
+    """
     chance = Random(seed)
     faults = frozenset(fault for fault in Fault if chance.random() < 0.5) if chance.random() < 0.9 else frozenset()
     block_size = chance.randint(2, 4)
     gateways = tuple(GatewayId(f"gateway-{i}") for i in range(chance.randint(1, 2)))
-    nodes = _draw_nodes(chance)
+    is_tight = chance.random() < 0.2
+    nodes = _draw_nodes(chance, is_tight)
     return Scenario(
         seed,
         nodes,
-        _draw_arrivals(chance, block_size, gateways, faults),
+        _draw_arrivals(chance, block_size, gateways, faults, (6, 10, 14) if is_tight else (1, 2, 4, 6, 10, 14)),
         block_size=block_size,
         gateways=gateways,
         timers=shrunk(chance.choice((0.06, 0.1, 0.16))),
@@ -143,14 +157,16 @@ def draw(seed: int) -> Scenario:
         faults=faults,
         fault_rate=chance.choice((0.5, 1.0, 2.0)),
         fenced_transport=chance.random() < 0.5,
-        overcommit=chance.random() < 0.6,
+        overcommit=is_tight or chance.random() < 0.6,
     )
 
 
-def _draw_nodes(chance: Random) -> tuple[NodePlan, ...]:
+def _draw_nodes(chance: Random, is_tight: bool) -> tuple[NodePlan, ...]:
     num_nodes = chance.choice((1, 2, 2, 2, 3, 3, 4, 5, 6, 8))
     steps_in_flight = chance.randint(1, 2)
-    small = chance.random() < 0.6
+    small = is_tight or chance.random() < 0.6
+    max_draft_tokens = chance.choice((0, 0, 1, 2, 5))
+    copy_s_per_block = 0.0002 if is_tight else chance.choice((None, 0.0002, 0.0002, 0.0015))
     roles = [chance.choice(("prefill", "decode", "mixed", "prefill", "decode")) for _ in range(num_nodes)]
     if num_nodes > 1 and chance.random() < 0.7:
         roles[:2] = "prefill", chance.choice(("decode", "decode", "mixed"))
@@ -162,6 +178,9 @@ def _draw_nodes(chance: Random) -> tuple[NodePlan, ...]:
             chance.choice((2, 4, 8, 16)),
             chance.choice((2, 4, 8)),
             steps_in_flight,
+            max_draft_tokens,
+            chance.choice((4, 12, 64)),
+            copy_s_per_block,
         )
         for i, role in enumerate(roles)
     )
@@ -176,30 +195,68 @@ def _draw_costs(chance: Random) -> Costs:
 
 
 def _draw_arrivals(
-    chance: Random, block_size: int, gateways: tuple[GatewayId, ...], faults: frozenset[Fault]
+    chance: Random,
+    block_size: int,
+    gateways: tuple[GatewayId, ...],
+    faults: frozenset[Fault],
+    lengths: tuple[int, ...],
 ) -> tuple[Arrival, ...]:
     num_requests = chance.randint(20, 60)
     span_s = chance.choice((0.02, 0.1, 0.3, 0.8))
     stems = [[chance.randrange(VOCAB_SIZE) for _ in range(16)] for _ in range(3)]
-    arrivals = []
-    for i in range(num_requests):
-        stem = chance.choice(stems)[: chance.randint(0, 10)]
-        token_ids = stem + [chance.randrange(VOCAB_SIZE) for _ in range(chance.randint(0 if stem else 1, 5))]
-        hurried = Fault.DEADLINE in faults and chance.random() < 0.15
-        request = make_request(
-            f"r{i}",
-            token_ids,
-            chance.choice((1, 2, 4, 6, 10, 14)),
-            block_size=block_size,
-            seed=chance.getrandbits(32),
-            tenant=chance.choice(("", "", "blue")),
-            priority=chance.choice((0, 0, 0, 1)),
-            deadline_s=chance.uniform(0.02, 0.5) if hurried else 60.0,
-            tpot_s=chance.choice((0.1, 0.1, 1.0)),
-            ignore_eos=chance.random() < 0.3,
-        )
-        leaves_after = chance.randint(1, 4) if Fault.STOP in faults and chance.random() < 0.2 else None
-        if Fault.CANCEL in faults and chance.random() < 0.05:
-            leaves_after = 0
-        arrivals.append(Arrival(chance.uniform(0.0, span_s), chance.choice(gateways), request, leaves_after))
+    arrivals: list[Arrival] = []
+    while len(arrivals) < num_requests:
+        at = chance.uniform(0.0, span_s)
+        num_choices = chance.randint(2, 4) if chance.random() < 0.1 else 1
+        prompt, max_tokens = _draw_prompt(chance, block_size, stems), chance.choice(lengths)
+        name, hurry = len(arrivals), Fault.DEADLINE in faults
+        for request in _draw_choices(chance, name, num_choices, block_size, prompt, max_tokens, hurry):
+            leaves_after = chance.randint(1, 4) if Fault.STOP in faults and chance.random() < 0.2 else None
+            if Fault.CANCEL in faults and chance.random() < 0.05:
+                leaves_after = 0
+            arrivals.append(Arrival(at + 0.002 * chance.random(), chance.choice(gateways), request, leaves_after))
     return tuple(arrivals)
+
+
+def _draw_choices(
+    chance: Random,
+    first: int,
+    num_choices: int,
+    block_size: int,
+    token_ids: list[int],
+    max_tokens: int,
+    may_hurry: bool,
+) -> list[Request]:
+    """Requests that differ in nothing but their choice."""
+    seed = chance.getrandbits(32)
+    tenant, priority = chance.choice(("", "", "blue")), chance.choice((0, 0, 0, 1))
+    deadline_s = chance.uniform(0.02, 0.5) if may_hurry and chance.random() < 0.15 else 60.0
+    tpot_s, ignore_eos = chance.choice((0.1, 0.1, 1.0)), chance.random() < 0.3
+    logprobs, prompt_logprobs = chance.choice((None, None, None, 0, 2)), chance.choice((None,) * 7 + (0, 1))
+    return [
+        make_request(
+            f"r{first + choice}",
+            token_ids,
+            max_tokens,
+            block_size=block_size,
+            seed=seed,
+            tenant=tenant,
+            priority=priority,
+            deadline_s=deadline_s,
+            tpot_s=tpot_s,
+            ignore_eos=ignore_eos,
+            choice=choice,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        for choice in range(num_choices)
+    ]
+
+
+def _draw_prompt(chance: Random, block_size: int, stems: list[list[int]]) -> list[int]:
+    """A stem that others share and words of its own; one in five fills its last block."""
+    stem = chance.choice(stems)[: chance.randint(0, 10)]
+    token_ids = stem + [chance.randrange(VOCAB_SIZE) for _ in range(chance.randint(0 if stem else 1, 5))]
+    if chance.random() < 0.2:
+        token_ids += [chance.randrange(VOCAB_SIZE) for _ in range(-len(token_ids) % block_size)]
+    return token_ids

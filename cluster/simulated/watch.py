@@ -3,10 +3,23 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from hashlib import blake2b
 
 from core.events import Event
 from core.ids import Address
+
+
+class Deed(StrEnum):
+    """What machines do where they have to, or may; counted like faults, since a run without it proves nothing of it."""
+
+    PREEMPTED = "row preempted"
+    SAVED = "row saved"
+    RESTORED = "row restored"
+    COPIED = "block copied on write"
+    DRAFTED = "token drafted"
+    ACCEPTED = "draft accepted"
+
 
 CHECK_EVERY = 50
 """Events of one machine between two full checks of it."""
@@ -39,9 +52,10 @@ class Watch:
         """Put a line into the trace."""
         self._lines.append(f"{now!r} {line}")
 
-    def happened(self, fault: str) -> None:
-        """A fault was injected."""
-        self.faults[fault] += 1
+    def happened(self, fault: str, times: int = 1) -> None:
+        """A fault was injected, or a deed was done."""
+        if times:
+            self.faults[fault] += times
 
     def hit(self, state: str, fault: str) -> None:
         """A fault met something in this state."""

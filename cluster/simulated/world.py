@@ -214,6 +214,9 @@ class World:
             mix,
             plan.max_steps_in_flight,
             scenario.timers,
+            plan.max_draft_tokens,
+            plan.max_saved_blocks,
+            scenario.costs.preemption(plan.copy_s_per_block),
         )
         host = self.place.hosts[node] = Host(node, plan, config, self.place)
         host.start_ticking(scenario.timers.tick_s)

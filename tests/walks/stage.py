@@ -1,6 +1,7 @@
 """A small simulated cluster for walks: no chance but its seed, every event on record, and a hand to break things."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cluster.simulated.checks import check_end
 from cluster.simulated.costs import Costs
@@ -37,11 +38,19 @@ class Stage:
         self.world.watch.after = self._note
 
     def ask(
-        self, name: str, num_prompt_tokens: int, max_tokens: int, *, first_token: int = 1, tpot_s: float = 0.1
+        self,
+        name: str,
+        num_prompt_tokens: int,
+        max_tokens: int,
+        *,
+        first_token: int = 1,
+        tpot_s: float = 0.1,
+        choice: int = 0,
     ) -> RequestId:
         """A client sends a request of its own content (or of another's, by the same `first_token`)."""
         token_ids = [(first_token * 7 + i) % 60 + 1 for i in range(num_prompt_tokens)]
         request = make_request(name, token_ids, max_tokens, seed=3, tpot_s=tpot_s, ignore_eos=True)
+        request = replace(request, sampling=replace(request.sampling, choice=choice))
         self.world.doors[GATEWAY].arrive(Arrival(self.world.loop.now, GATEWAY, request))
         return request.id
 
@@ -78,6 +87,12 @@ class Stage:
     def answer(self, request: RequestId) -> Answer:
         """What the client of a request has got."""
         return self.world.doors[GATEWAY].answers[request]
+
+    def num_cached(self, request: RequestId) -> int:
+        """How many of a request's prompt tokens were found, as its client is told."""
+        ended = self.answer(request).ended
+        assert ended is not None and ended.timing is not None, f"{request} has no ledger"
+        return ended.timing.num_cached_tokens
 
     def num_seen(self, kind: type[Event]) -> int:
         """How many events of a kind were taken."""
