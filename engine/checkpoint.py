@@ -5,15 +5,20 @@ import json
 import math
 import struct
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from core.errors import ConfigError
-from engine.hf_config import ModelConfig, read_json
+from engine.families import FAMILIES, Family
+from engine.fields import read_json
+from engine.hf_config import ModelConfig, MoEConfig
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+FUSED_GATE_UP = "experts.gate_up_proj"
+FUSED_DOWN = "experts.down_proj"
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Weight types that can be converted, by the name safetensors gives them, and their bytes."""
 
@@ -25,7 +30,7 @@ _NUM_SAMPLES = 64
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor as a shard's header describes it; `start` and `end` count from the shard's first data byte."""
+    """One tensor as a shard's header describes it; `start` and `end` count from the shard's first byte."""
 
     name: str
     shard: Path
@@ -100,54 +105,105 @@ def _read_header(shard: Path) -> dict[str, TensorEntry]:
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"header of {length} bytes")
             header = json.loads(file.read(length))
-        entries = {name: _entry(name, shard, field) for name, field in header.items() if name != "__metadata__"}
+        first = 8 + length
+        entries = {name: _entry(name, shard, field, first) for name, field in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ConfigError([f"shard {shard} is not a safetensors file ({error}); fetch it again"]) from error
-    expected = 8 + length + max((entry.end for entry in entries.values()), default=0)
+    expected = max((entry.end for entry in entries.values()), default=first)
     if (actual := shard.stat().st_size) != expected:
         sizes = f"has {actual} bytes and its header says {expected}"
         raise ConfigError([f"shard {shard} {sizes}; it is cut short or damaged, fetch it again"])
     return entries
 
 
-def _entry(name: str, shard: Path, field: dict[str, list[int]]) -> TensorEntry:
+def _entry(name: str, shard: Path, field: dict[str, list[int]], first: int) -> TensorEntry:
     start, end = map(int, field["data_offsets"])
-    return TensorEntry(name, shard, str(field["dtype"]), tuple(map(int, field["shape"])), start, end)
+    if not 0 <= start <= end:
+        raise ValueError(f"{name} lies from {start} to {end}")
+    return TensorEntry(name, shard, str(field["dtype"]), tuple(map(int, field["shape"])), first + start, first + end)
 
 
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+class ExpertLayout(StrEnum):
+    """How a checkpoint holds the experts of a layer: a tensor for each, as published, or all in one.
+
+    FUSED is what transformers 5 computes with, and what it writes when told not to restore the published names: one
+    tensor [experts, 2 inner, hidden] for gate and up, one [experts, hidden, inner] for down.
+    """
+
+    SEPARATE = "separate"
+    FUSED = "fused"
+
+
+def expert_layout(checkpoint: Checkpoint) -> ExpertLayout:
+    """What a checkpoint's tensor names tell of its experts; SEPARATE where it has none."""
+    is_fused = any(name.endswith(FUSED_GATE_UP) for name in checkpoint.tensors)
+    return ExpertLayout.FUSED if is_fused else ExpertLayout.SEPARATE
+
+
+def moe_prefix(config: ModelConfig, layer: int, layout: ExpertLayout) -> str:
+    """What the names of a sparse layer's tensors begin with."""
+    module = FAMILIES[config.family].moe_module if layout is ExpertLayout.SEPARATE else "mlp"
+    return f"model.layers.{layer}.{module}."
+
+
+def expected_tensors(config: ModelConfig, layout: ExpertLayout = ExpertLayout.SEPARATE) -> dict[str, tuple[int, ...]]:
     """Every tensor that this model reads, by its Hugging Face name, with its shape."""
-    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-    q, kv = config.num_heads * dim, config.num_kv_heads * dim
-    shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (hidden,)}
-    shapes[EMBEDDINGS] = (config.vocab_size, hidden)
+    shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (config.hidden_size,)}
+    shapes[EMBEDDINGS] = (config.vocab_size, config.hidden_size)
     if not config.tied_embeddings:
-        shapes[HEAD] = (config.vocab_size, hidden)
-    linears = {
-        "self_attn.q_proj": (q, hidden, config.qkv_bias),
-        "self_attn.k_proj": (kv, hidden, config.qkv_bias),
-        "self_attn.v_proj": (kv, hidden, config.qkv_bias),
-        "self_attn.o_proj": (hidden, q, config.out_bias),
-        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
-        "mlp.up_proj": (inner, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, inner, config.mlp_bias),
-    }
+        shapes[HEAD] = (config.vocab_size, config.hidden_size)
+    for layer in range(config.num_layers):
+        shapes |= _attention_tensors(config, f"model.layers.{layer}.")
+        if config.moe is not None and config.moe.sparse[layer]:
+            prefix = moe_prefix(config, layer, layout)
+            shapes |= _expert_tensors(FAMILIES[config.family], config.hidden_size, config.moe, prefix, layout)
+        else:
+            shapes |= _mlp_tensors(config, f"model.layers.{layer}.mlp.")
+    return shapes
+
+
+def _attention_tensors(config: ModelConfig, prefix: str) -> dict[str, tuple[int, ...]]:
+    hidden, dim = config.hidden_size, config.head_dim
+    q, kv = config.num_heads * dim, config.num_kv_heads * dim
     norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
     if config.qk_norm:
         norms |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}."
-        shapes |= {f"{prefix}{name}.weight": (size,) for name, size in norms.items()}
-        for name, (rows, columns, bias) in linears.items():
-            shapes[f"{prefix}{name}.weight"] = (rows, columns)
-            if bias:
-                shapes[f"{prefix}{name}.bias"] = (rows,)
+    shapes: dict[str, tuple[int, ...]] = {f"{prefix}{name}.weight": (size,) for name, size in norms.items()}
+    for name, rows in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
+        shapes |= _linear_tensors(f"{prefix}self_attn.{name}", rows, hidden, config.qkv_bias)
+    return shapes | _linear_tensors(f"{prefix}self_attn.o_proj", hidden, q, config.out_bias)
+
+
+def _mlp_tensors(config: ModelConfig, prefix: str) -> dict[str, tuple[int, ...]]:
+    hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+    shapes = _linear_tensors(f"{prefix}gate_proj", inner, hidden, bias)
+    shapes |= _linear_tensors(f"{prefix}up_proj", inner, hidden, bias)
+    return shapes | _linear_tensors(f"{prefix}down_proj", hidden, inner, bias)
+
+
+def _linear_tensors(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (rows, columns)}
+    return weight | {f"{name}.bias": (rows,)} if bias else weight
+
+
+def _expert_tensors(
+    family: Family, hidden: int, moe: MoEConfig, prefix: str, layout: ExpertLayout
+) -> dict[str, tuple[int, ...]]:
+    inner, shapes = moe.intermediate_size, _linear_tensors(f"{prefix}gate", moe.num_experts, hidden, False)
+    if layout is ExpertLayout.FUSED:
+        shapes[f"{prefix}{FUSED_GATE_UP}"] = (moe.num_experts, 2 * inner, hidden)
+        shapes[f"{prefix}{FUSED_DOWN}"] = (moe.num_experts, hidden, inner)
+        return shapes
+    gate, up, down = family.expert_parts
+    for expert in range(moe.num_experts):
+        for name, rows, columns in ((gate, inner, hidden), (up, inner, hidden), (down, hidden, inner)):
+            shapes |= _linear_tensors(f"{prefix}experts.{expert}.{name}", rows, columns, False)
     return shapes
 
 
 def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Compare names, shapes and types with what the config asks for. Raises ConfigError naming all that differ."""
-    expected = expected_tensors(config)
+    expected = expected_tensors(config, expert_layout(checkpoint))
     found = [_difference(checkpoint, name, shape) for name, shape in expected.items()]
     problems = [problem for problem in found if problem]
     problems += [

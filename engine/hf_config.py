@@ -4,51 +4,43 @@ Imports no torch: the head process reads it too. Source: the configuration class
 defaults are repeated here where a key may be absent.
 """
 
-import json
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from core.errors import ConfigError
+from engine.families import FAMILIES, RELATIVES, Biases, Family, Routing, Windows
+from engine.fields import Fields, Json, read_json
+from engine.rope_config import RopeConfig, RopeType, read_rope
 
-Json = dict[str, object]
+__all__ = ["MoEConfig", "ModelConfig", "RopeConfig", "RopeType", "read_model_config"]
 
-FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-"""Supported `model_type`s and the architecture each names."""
-
-
-class RopeType(StrEnum):
-    """How rotary frequencies are stretched beyond the trained context."""
-
-    DEFAULT = "default"
-    LINEAR = "linear"
-    LLAMA3 = "llama3"
-    YARN = "yarn"
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""Our names of activations by those of transformers."""
 
 
 @dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary embedding. `original_max_position` and what follows count for LLAMA3 and YARN only."""
+class MoEConfig:
+    """The sparse layers of a mixture of experts.
 
-    type: RopeType
-    theta: float
-    factor: float = 1.0
-    original_max_position: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
+    `sparse` says of each layer whether it has experts; `normalised` whether the weights of a token's experts add up
+    to 1. Invariant: 1 <= `experts_per_token` <= `num_experts`.
+    """
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int
+    normalised: bool
+    sparse: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One decoder, whatever its family: families differ by these fields and by nothing else.
 
-    Invariant: `num_heads` is a multiple of `num_kv_heads`; `head_dim` is even.
+    `activation` is `silu` or `gelu_tanh`. `windows` has one number a layer: a token sees so many tokens, itself
+    included; 0: all before it. Embeddings are multiplied by `embedding_scale`; `norm_offset` is added to each norm's
+    stored weight while it is loaded. `intermediate_size` is that of the dense layers.
+    Invariant: `num_heads` is a multiple of `num_kv_heads`; `head_dim` is even; no window is negative.
     """
 
     family: str
@@ -62,6 +54,11 @@ class ModelConfig:
     rms_norm_eps: float
     max_model_len: int
     rope: RopeConfig
+    activation: str
+    embedding_scale: float
+    norm_offset: float
+    windows: tuple[int, ...]
+    moe: MoEConfig | None
     tied_embeddings: bool
     qkv_bias: bool
     out_bias: bool
@@ -75,60 +72,9 @@ class ModelConfig:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
 
-
-class _Fields:
-    """Typed reading of one JSON object. Owns: the problems found while reading it."""
-
-    def __init__(self, data: Json, where: str, problems: list[str]) -> None:
-        self._data = data
-        self._where = where
-        self._problems = problems
-
-    def problem(self, text: str) -> None:
-        self._problems.append(f"{self._where}: {text}")
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._data.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-        self.problem(f"{key} must be a positive integer, got {value!r}")
-        return 1
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._data.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            return float(value)
-        self.problem(f"{key} must be a positive number, got {value!r}")
-        return 1.0
-
-    def optional_number(self, key: str) -> float | None:
-        return None if self._data.get(key) is None else self.number(key)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._data.get(key)
-        if value is None:
-            return default
-        if isinstance(value, bool):
-            return value
-        self.problem(f"{key} must be true or false, got {value!r}")
-        return default
-
-
-def read_json(path: Path) -> Json:
-    """A JSON object from a file. Raises ConfigError naming the file when it is missing, unreadable or not an object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError([f"{path} does not exist; a model folder needs it, as save_pretrained writes it"]) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"{path} cannot be read as JSON: {error}; fetch the file again"]) from error
-    if not isinstance(data, dict):
-        raise ConfigError([f"{path} must hold a JSON object, found {type(data).__name__}; fetch the file again"])
-    return data
+    def is_sparse(self, layer: int) -> bool:
+        """Whether this layer is a mixture of experts."""
+        return self.moe is not None and self.moe.sparse[layer]
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -137,144 +83,188 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise ConfigError([f"model folder {folder} does not exist; give the path of a Hugging Face folder"])
     data = read_json(folder / "config.json")
     problems: list[str] = []
-    fields = _Fields(data, str(folder / "config.json"), problems)
-    family = _family(data, fields)
-    if family is not None:
-        _refuse_unsupported(data, fields)
-        config = _model_config(family, data, fields, _eos_token_ids(folder, data, problems))
-    if problems or family is None:
+    fields = Fields(data, str(folder / "config.json"), problems)
+    name = _family(fields)
+    if name is not None:
+        _refuse_unsupported(fields)
+        config = _model_config(name, fields, _eos_token_ids(folder, data, problems))
+    if problems or name is None:
         raise ConfigError(problems)
     return config
 
 
-def _family(data: Json, fields: _Fields) -> str | None:
-    family = data.get("model_type")
-    if isinstance(family, str) and family in FAMILIES:
-        return family
-    architectures = data.get("architectures")
+def _family(fields: Fields) -> str | None:
+    name = fields.data.get("model_type")
+    if isinstance(name, str) and name in FAMILIES:
+        return name
+    reason = f": {RELATIVES[name]}" if isinstance(name, str) and name in RELATIVES else ""
+    supported = ", ".join(f"{kind} ({family.architecture})" for kind, family in FAMILIES.items())
     fields.problem(
-        f"model_type {family!r} (architectures {architectures!r}) is not supported; "
-        f"supported are {', '.join(f'{kind} ({name})' for kind, name in FAMILIES.items())}"
+        f"model_type {name!r} (architectures {fields.data.get('architectures')!r}) is not supported{reason}; "
+        f"supported are {supported}"
     )
     return None
 
 
-def _refuse_unsupported(data: Json, fields: _Fields) -> None:
-    known, architectures = set(FAMILIES.values()), data.get("architectures")
-    if isinstance(architectures, list) and architectures and not known & set(architectures):
+def _refuse_unsupported(fields: Fields) -> None:
+    known, architectures = {each.architecture for each in FAMILIES.values()}, fields.data.get("architectures")
+    if isinstance(architectures, list) and architectures and not known & set(map(str, architectures)):
         fields.problem(f"architectures {architectures!r} is not supported; supported are {', '.join(sorted(known))}")
-    activation = data.get("hidden_act", "silu")
-    if activation != "silu":
-        fields.problem(f"hidden_act {activation!r} is not supported; only 'silu' is")
-    if data.get("quantization_config") is not None:
+    if fields.data.get("quantization_config") is not None:
         fields.problem("quantization_config is set; quantised checkpoints are not supported, use the unquantised one")
-    if _slides(data):
-        fields.problem("sliding window attention is in use (use_sliding_window, layer_types); it is not supported yet")
+    if fields.data.get("use_bidirectional_attention"):
+        fields.problem("use_bidirectional_attention is set; only models that look back are supported")
 
 
-def _slides(data: Json) -> bool:
-    kinds = data.get("layer_types")
-    if isinstance(kinds, list):
-        return any(kind != "full_attention" for kind in kinds)
-    if not data.get("use_sliding_window") or data.get("sliding_window") is None:
-        return False
-    first, layers = data.get("max_window_layers", 0), data.get("num_hidden_layers", 0)
-    return not (isinstance(first, int) and isinstance(layers, int) and first >= layers)
-
-
-def _model_config(family: str, data: Json, fields: _Fields, eos: frozenset[int]) -> ModelConfig:
-    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    kv_heads = fields.integer("num_key_value_heads", heads)
-    head_dim = fields.integer("head_dim", 128 if family == "qwen3" else max(1, hidden // heads))
-    if heads % kv_heads:
-        fields.problem(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})")
-    if head_dim % 2:
-        fields.problem(f"head_dim must be even for rotary embedding, got {head_dim}")
-    attention_bias = family != "qwen2" and fields.flag("attention_bias", False)
+def _model_config(name: str, fields: Fields, eos: frozenset[int]) -> ModelConfig:
+    family = FAMILIES[name]
+    hidden, heads, num_layers = (
+        fields.integer(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
+    kv_heads, head_dim = _heads(family, fields, hidden, heads)
     max_position = fields.integer("max_position_embeddings")
-    rope = _rope(data, fields, max_position)
+    rope = read_rope(fields, head_dim, max_position, family.rope_theta)
+    all_biases = family.biases is Biases.BY_CONFIG and fields.flag("attention_bias", False)
     return ModelConfig(
-        family=family,
+        family=name,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-        max_model_len=_max_model_len(rope, max_position),
+        rms_norm_eps=fields.number("rms_norm_eps", family.rms_norm_eps),
+        max_model_len=rope.max_model_len(max_position),
         rope=rope,
-        tied_embeddings=fields.flag("tie_word_embeddings", False),
-        qkv_bias=family == "qwen2" or attention_bias,
-        out_bias=attention_bias,
-        mlp_bias=family == "llama" and fields.flag("mlp_bias", False),
-        qk_norm=family == "qwen3",
-        dtype=_dtype(data, fields),
+        activation=_activation(family, fields),
+        embedding_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
+        norm_offset=family.norm_offset,
+        windows=_windows(family, fields, num_layers),
+        moe=_moe(family, fields, num_layers),
+        tied_embeddings=fields.flag("tie_word_embeddings", family.tied_embeddings),
+        qkv_bias=family.biases is Biases.QKV or all_biases,
+        out_bias=all_biases,
+        mlp_bias=family.mlp_bias and fields.flag("mlp_bias", False),
+        qk_norm=family.qk_norm,
+        dtype=_dtype(fields),
         eos_token_ids=eos,
     )
 
 
-def _max_model_len(rope: RopeConfig, max_position: int) -> int:
-    match rope.type:
-        case RopeType.LINEAR:
-            return int(max_position * rope.factor)
-        case RopeType.YARN:
-            return max(max_position, int(rope.original_max_position * rope.factor))
-    return max_position
+def _heads(family: Family, fields: Fields, hidden: int, heads: int) -> tuple[int, int]:
+    """KV heads and the size of a head. A key that is null means as many KV heads as heads, whatever the family."""
+    default = heads if "num_key_value_heads" in fields.data else family.num_kv_heads or heads
+    kv_heads = fields.integer("num_key_value_heads", default)
+    head_dim = fields.integer("head_dim", family.head_dim or max(1, hidden // heads))
+    if heads % kv_heads:
+        fields.problem(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})")
+    if head_dim % 2:
+        fields.problem(f"head_dim must be even for rotary embedding, got {head_dim}")
+    return kv_heads, head_dim
 
 
-def _rope(data: Json, fields: _Fields, max_position: int) -> RopeConfig:
-    """Both spellings: `rope_scaling` beside `rope_theta` (which wins), and `rope_parameters`, which holds all."""
-    merged: Json = {key: data.get(key) for key in ("rope_theta", "partial_rotary_factor")}
-    given = data.get("rope_scaling") or data.get("rope_parameters")
-    if isinstance(given, dict):
-        merged.update(given)
-        original = "original_max_position_embeddings"
-        merged[original] = data.get(original) or merged.get(original)
-    elif given is not None:
-        fields.problem(f"rope_scaling or rope_parameters must be an object or null, got {given!r}")
-    rope = _Fields(merged, f"{fields._where}: rope", fields._problems)
-    for key in (key for key, value in merged.items() if isinstance(value, dict)):
-        rope.problem(f"{key} has parameters of its own; one rope for all layers is supported")
-    if merged.get("partial_rotary_factor") not in (None, 1, 1.0):
-        rope.problem(f"partial_rotary_factor {merged['partial_rotary_factor']!r} is not supported; only 1.0 is")
-    kind = merged.get("rope_type") or merged.get("type") or "default"
-    if kind not in list(RopeType):
-        rope.problem(f"rope_type {kind!r} is not supported; supported are {', '.join(RopeType)}")
-        kind = RopeType.DEFAULT
-    return _rope_of_type(RopeType(str(kind)), rope, max_position)
+def _activation(family: Family, fields: Fields) -> str:
+    """Gemma's first checkpoints have the approximation they were trained with in `hidden_activation`."""
+    key = "hidden_activation" if fields.data.get("hidden_activation") is not None else "hidden_act"
+    given = fields.data.get(key) or family.activation
+    if isinstance(given, str) and given in _ACTIVATIONS:
+        return _ACTIVATIONS[given]
+    fields.problem(f"{key} {given!r} is not supported; supported are {', '.join(_ACTIVATIONS)}")
+    return "silu"
 
 
-def _rope_of_type(kind: RopeType, rope: _Fields, max_position: int) -> RopeConfig:
-    theta = rope.number("rope_theta", 10_000.0)
-    if kind is RopeType.DEFAULT:
-        return RopeConfig(kind, theta)
-    factor = rope.number("factor")
-    if kind is RopeType.LINEAR:
-        return RopeConfig(kind, theta, factor)
-    original = rope.integer("original_max_position_embeddings", max_position)
-    if kind is RopeType.LLAMA3:
-        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-        if high <= low:
-            rope.problem(f"high_freq_factor ({high:g}) must be above low_freq_factor ({low:g})")
-        return RopeConfig(kind, theta, factor, original, low, high)
-    return RopeConfig(
-        kind,
-        theta,
-        factor,
-        original,
-        beta_fast=rope.number("beta_fast", 32.0),
-        beta_slow=rope.number("beta_slow", 1.0),
-        attention_factor=rope.optional_number("attention_factor"),
-        mscale=rope.optional_number("mscale"),
-        mscale_all_dim=rope.optional_number("mscale_all_dim"),
-        truncate=rope.flag("truncate", True),
-    )
+# ── sliding windows ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _dtype(data: Json, fields: _Fields) -> str:
-    dtype = data.get("dtype") or data.get("torch_dtype") or "float32"
+def _windows(family: Family, fields: Fields, num_layers: int) -> tuple[int, ...]:
+    """Each layer's window; 0: it sees everything.
+
+    Any window of at least one token is served with blocks of any size: blocks that a layer no longer sees stay where
+    they are, because other layers and other requests may see them, and what lies before the window inside a block is
+    masked. A window below one would hide a token from itself and leave nothing to attend to; it is refused.
+    """
+    slides = _sliding_layers(family, fields, num_layers)
+    if not any(slides):
+        return (0,) * num_layers
+    window = fields.data.get("sliding_window", family.default_window)
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        fields.problem(f"sliding_window must be at least 1, since a token sees itself, or null; got {window!r}")
+        return (0,) * num_layers
+    return tuple(window if each else 0 for each in slides)
+
+
+def _sliding_layers(family: Family, fields: Fields, num_layers: int) -> list[bool]:
+    has_window = fields.data.get("sliding_window", family.default_window) is not None
+    by_flag = has_window and fields.flag("use_sliding_window", False)
+    given = _layer_types(fields, num_layers)
+    match family.windows:
+        case Windows.NONE:
+            slides = [False] * num_layers
+        case Windows.ALL:
+            slides = [has_window] * num_layers
+        case Windows.ALL_BY_FLAG:
+            slides = [by_flag] * num_layers
+        case Windows.BY_LAYER:
+            first = fields.data.get("max_window_layers", 28)
+            if not isinstance(first, int) or isinstance(first, bool):
+                fields.problem(f"max_window_layers must be an integer, got {first!r}")
+                first = num_layers
+            slides = [by_flag and layer >= first for layer in range(num_layers)]
+            if given is not None and (by_flag or not any(given)):
+                return given
+    if given is not None and given != slides:
+        fields.problem("layer_types contradicts the sliding window that the other keys ask for; make them agree")
+    return slides
+
+
+def _layer_types(fields: Fields, num_layers: int) -> list[bool] | None:
+    """Which layers slide by `layer_types`; None where it is absent."""
+    kinds = fields.data.get("layer_types")
+    if kinds is None:
+        return None
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != num_layers or any(kind not in known for kind in kinds):
+        fields.problem(f"layer_types must name {num_layers} layers, each {' or '.join(known)}, got {kinds!r}")
+        return None
+    return [kind == "sliding_attention" for kind in kinds]
+
+
+# ── mixtures of experts ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _moe(family: Family, fields: Fields, num_layers: int) -> MoEConfig | None:
+    """The sparse layers; None where there are none."""
+    if family.routing is Routing.NONE:
+        return None
+    if family.routing is Routing.MIXTRAL:
+        defaults, inner, normalised, sparse = (8, 2), fields.integer("intermediate_size"), True, [True] * num_layers
+    else:
+        defaults, inner = (128, 8), fields.integer("moe_intermediate_size", 768)
+        normalised, sparse = fields.flag("norm_topk_prob", False), _sparse_layers(fields, num_layers)
+    if not any(sparse):
+        return None
+    key = "num_experts" if fields.data.get("num_experts") is not None else "num_local_experts"
+    experts, chosen = fields.integer(key, defaults[0]), fields.integer("num_experts_per_tok", defaults[1])
+    if chosen > experts:
+        fields.problem(f"num_experts_per_tok ({chosen}) must be at most {key} ({experts})")
+    return MoEConfig(experts, chosen, inner, normalised, tuple(sparse))
+
+
+def _sparse_layers(fields: Fields, num_layers: int) -> list[bool]:
+    dense, step = fields.data.get("mlp_only_layers") or [], fields.integer("decoder_sparse_step", 1)
+    if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
+        fields.problem(f"mlp_only_layers must be a list of layers, got {dense!r}")
+        dense = []
+    none = 0 in (fields.data.get("num_experts"), fields.data.get("num_local_experts"))
+    return [not none and layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers)]
+
+
+# ── types and end tokens ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _dtype(fields: Fields) -> str:
+    dtype = fields.data.get("dtype") or fields.data.get("torch_dtype") or "float32"
     if isinstance(dtype, str) and dtype in ("float32", "float16", "bfloat16", "float64"):
         return dtype
     fields.problem(f"dtype {dtype!r} is not supported; supported are float32, float16, bfloat16, float64")

@@ -1,22 +1,23 @@
-"""Rotary position embedding: frequencies by family, and the rotation itself."""
+"""Rotary position embedding: frequencies of each kind, and the angles of a step."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from engine.hf_config import RopeConfig, RopeType
+from engine.rope_config import RopeConfig, RopeType
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     """Radians per position of each pair of channels. Shapes: float32 [head_dim / 2].
 
     Computed in float32 whatever the model computes in, because checkpoints were trained with exactly these numbers.
-    Source: `modeling_rope_utils.py` of transformers; YaRN: Peng et al. 2023, section 3.2.
+    DYNAMIC and LONGROPE have those of the trained context (see `RopeType`).
+    Source: `modeling_rope_utils.py` of transformers; YaRN: Peng et al. 2023, section 3.2; LongRoPE: Ding et al. 2024.
     """
     powers = rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     match rope.type:
-        case RopeType.DEFAULT:
+        case RopeType.DEFAULT | RopeType.DYNAMIC:
             return 1.0 / powers
         case RopeType.LINEAR:
             return 1.0 / powers / rope.factor
@@ -24,6 +25,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
             return _llama3(1.0 / powers, rope)
         case RopeType.YARN:
             return _yarn(powers, rope, head_dim)
+        case RopeType.LONGROPE:
+            return 1.0 / (torch.tensor(rope.short_factors) * powers)
 
 
 def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
@@ -55,11 +58,13 @@ def _yarn(powers: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def attention_factor(rope: RopeConfig) -> float:
-    """What cosines and sines are multiplied by; other than 1 for YaRN only."""
-    if rope.type is not RopeType.YARN:
+    """What cosines and sines are multiplied by; other than 1 for YARN and LONGROPE only."""
+    if rope.type not in (RopeType.YARN, RopeType.LONGROPE):
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
+    if rope.type is RopeType.LONGROPE:
+        return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position)) if rope.factor > 1 else 1.0
 
     def mscale(scale: float) -> float:
         return 0.1 * scale * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
@@ -70,23 +75,20 @@ def attention_factor(rope: RopeConfig) -> float:
 
 
 class Rotary:
-    """Turns queries and keys by their positions."""
+    """The angles that queries and keys are turned by."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device, dtype: torch.dtype) -> None:
-        self._frequencies = inverse_frequencies(rope, head_dim).to(device)
+        frequencies = inverse_frequencies(rope, head_dim)
+        self._frequencies = torch.cat((frequencies, frequencies)).to(device)
         self._factor = attention_factor(rope)
-        self._half = head_dim // 2
+        self._signed = torch.tensor([-self._factor, self._factor]).repeat_interleave(head_dim // 2).to(device)
         self._dtype = dtype
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines for a step; all layers share them. Shapes: [N] -> two of [N, 1, head_dim]."""
-        angles = positions[:, None].float() * self._frequencies
-        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
-        cos = torch.cat((cos, cos), -1).to(self._dtype)
-        sin = torch.cat((-sin, sin), -1).to(self._dtype)
-        return cos[:, None], sin[:, None]
+        """Cosines and signed sines for a step; all layers share them. Shapes: [N] -> two of [N, 1, head_dim].
 
-    def turn(self, heads: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        """Rotated copy. Shapes: [N, heads, head_dim] -> the same, contiguous."""
-        cos, sin = angles
-        return (heads * cos).addcmul_(heads.roll(self._half, -1), sin)
+        A head x is turned as x * cos + roll(x, head_dim / 2) * sin: the sines of the first half are negative.
+        """
+        angles = positions[:, None, None].float() * self._frequencies
+        cos = angles.cos() if self._factor == 1.0 else angles.cos().mul_(self._factor)
+        return cos.to(self._dtype), angles.sin_().mul_(self._signed).to(self._dtype)

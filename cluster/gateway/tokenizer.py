@@ -26,8 +26,11 @@ class Tokenizer:
         self.max_token_chars = max(map(len, tokenizer.get_vocab()), default=1)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Read `tokenizer.json` and, if there, the template of `tokenizer_config.json`. Raises ConfigError."""
+    def from_folder(cls, folder: Path, vocab_size: int | None = None) -> "Tokenizer":
+        """Read `tokenizer.json` and, if there, the template of `tokenizer_config.json`. Raises ConfigError.
+
+        `vocab_size`: how many tokens the model knows; a tokenizer with ids beyond them belongs to another model.
+        """
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ConfigError([f"{path} is missing: the gateway needs it to turn text into tokens"])
@@ -35,6 +38,8 @@ class Tokenizer:
             tokenizer = HFTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise ConfigError([f"{path} cannot be read: {error}"]) from error
+        if vocab_size is not None:
+            _check_ids(tokenizer.get_vocab(), vocab_size, path)
         return cls(tokenizer, read_chat_template(folder))
 
     @property
@@ -85,6 +90,14 @@ class Tokenizer:
         if all(char in _BYTE_OF_CHAR for char in word):
             return bytes(_BYTE_OF_CHAR[char] for char in word)
         return word.encode()
+
+
+def _check_ids(vocabulary: dict[str, int], vocab_size: int, path: Path) -> None:
+    """The model may know more tokens than the tokenizer (padding of its matrices), never fewer."""
+    word, highest = max(vocabulary.items(), key=lambda entry: entry[1], default=("", -1))
+    if highest >= vocab_size:
+        found = f"{path} has token {word!r} with id {highest}, and config.json has vocab_size {vocab_size}"
+        raise ConfigError([f"{found}; the model knows ids up to {vocab_size - 1} only: take its own tokenizer"])
 
 
 class ChatTemplate:

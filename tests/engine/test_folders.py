@@ -1,6 +1,7 @@
 """Model folders: what is read from them, and a table of what is refused, each by name."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from core.errors import ConfigError
 from core.kv import SlabShape
 from engine.checkpoint import open_checkpoint
-from engine.executor import ExecutorConfig, load_executor
 from engine.hf_config import RopeConfig, RopeType, read_model_config
+from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import LoadFormat, read_model_info
 
 
@@ -100,13 +101,74 @@ BAD = [
     Spoilt("activation", "hidden_act 'gelu' is not supported", config(hidden_act="gelu")),
     Spoilt("quantised", "quantization_config is set", config(quantization_config={"quant_method": "awq"})),
     Spoilt("window by layer", "sliding window", config(layer_types=["full_attention", "sliding_attention"])),
-    Spoilt("window by flag", "sliding window", config(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
+    Spoilt(
+        "layers unknown", "layer_types must name 2 layers, each full_attention or", config(layer_types=["full"] * 2)
+    ),
+    Spoilt(
+        "empty window", "sliding_window must be at least 1.*; got 0", config(model_type="mistral", sliding_window=0)
+    ),
+    Spoilt(
+        "window is a word", "sliding_window must be.*; got 'all'", config(model_type="mistral", sliding_window="all")
+    ),
+    Spoilt(
+        "window from a word on",
+        "max_window_layers must be an integer, got 'half'",
+        config(model_type="qwen2", use_sliding_window=True, sliding_window=8, max_window_layers="half"),
+    ),
+    Spoilt(
+        "layers against keys",
+        "layer_types contradicts the sliding window",
+        config(model_type="mistral", sliding_window=8, layer_types=["full_attention", "sliding_attention"]),
+    ),
+    Spoilt(
+        "layers slide without a window",
+        "layer_types contradicts the sliding window",
+        config(model_type="qwen2", layer_types=["full_attention", "sliding_attention"]),
+    ),
+    Spoilt("gemma 2", "model_type 'gemma2' .* it caps its logits and normalises after", config(model_type="gemma2")),
+    Spoilt("gemma 3", "model_type 'gemma3_text' .* has two rotary embeddings", config(model_type="gemma3_text")),
+    Spoilt(
+        "shared expert",
+        "model_type 'qwen2_moe' .* it has an expert that all tokens share",
+        config(model_type="qwen2_moe"),
+    ),
+    Spoilt("looks ahead", "use_bidirectional_attention is set", config(use_bidirectional_attention=True)),
+    Spoilt(
+        "more experts a token than experts",
+        r"num_experts_per_tok \(5\) must be at most num_experts \(4\)",
+        config(model_type="qwen3_moe", num_experts=4, num_experts_per_tok=5),
+    ),
+    Spoilt(
+        "more experts a token than local experts",
+        r"num_experts_per_tok \(5\) must be at most num_local_experts \(4\)",
+        config(model_type="mixtral", num_local_experts=4, num_experts_per_tok=5),
+    ),
+    Spoilt(
+        "dense layers are a word",
+        "mlp_only_layers must be a list of layers, got 'first'",
+        config(model_type="qwen3_moe", mlp_only_layers="first"),
+    ),
     Spoilt(
         "unknown rope",
-        "rope_type 'longrope' is not supported; supported are default",
-        rope(rope_type="longrope", factor=2.0),
+        "rope_type 'proportional' is not supported; supported are default, linear, dynamic, llama3, yarn, longrope",
+        rope(rope_type="proportional", factor=2.0),
     ),
-    Spoilt("dynamic rope", "rope_type 'dynamic'", config(rope_scaling={"type": "dynamic", "factor": 2.0})),
+    Spoilt("dynamic rope lacks factor", "rope: factor must be a positive", config(rope_scaling={"type": "dynamic"})),
+    Spoilt(
+        "longrope lacks factors",
+        "short_factor must be a list of 4 positive numbers, got None",
+        rope(rope_type="longrope", factor=2.0, long_factor=[1.0] * 4),
+    ),
+    Spoilt(
+        "longrope of one position",
+        "original_max_position_embeddings must be above 1",
+        rope(rope_type="longrope", long_factor=[1.0] * 4, short_factor=[1.0] * 4, original_max_position_embeddings=1),
+    ),
+    Spoilt(
+        "longrope has too few factors",
+        "long_factor must be a list of 4 positive numbers, got a list of 3",
+        rope(rope_type="longrope", factor=2.0, long_factor=[1.0] * 3, short_factor=[1.0] * 4),
+    ),
     Spoilt("rope lacks factor", "rope: factor must be a positive number, got None", rope(rope_type="linear")),
     Spoilt(
         "rope is a word",
@@ -117,6 +179,9 @@ BAD = [
         "rope by layer",
         "rope: full_attention has parameters of its own",
         rope(full_attention={"rope_type": "linear", "factor": 2.0}),
+    ),
+    Spoilt(
+        "rope that does not turn", "rope_theta must be above 1, got 0.5", config(rope_parameters={"rope_theta": 0.5})
     ),
     Spoilt("partial rope", "partial_rotary_factor 0.5", rope(rope_type="default", partial_rotary_factor=0.5)),
     Spoilt(
@@ -223,9 +288,34 @@ def test_old_and_new_spellings_of_rope_mean_the_same(folder: Path) -> None:
 
 
 def test_a_window_that_no_layer_uses_is_no_obstacle(folder: Path) -> None:
-    edit(folder / "config.json", use_sliding_window=True, sliding_window=8, max_window_layers=2)
-    edit(folder / "config.json", layer_types=["full_attention", "full_attention"])
-    assert read_model_info(folder).num_layers == 2
+    edit(folder / "config.json", use_sliding_window=True, sliding_window=0, max_window_layers=2)
+    assert read_model_config(folder).windows == (0, 0), "a llama never slides"
+    edit(folder / "config.json", layer_types=["full_attention", "full_attention"], model_type="qwen2")
+    assert read_model_config(folder).windows == (0, 0)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "lm_head", "model.layers.0.input_layernorm"])
+def test_a_weight_that_is_no_number_is_refused_by_its_tensor(name: str, number: float, folder: Path) -> None:
+    load(folder)
+    tensors(lambda held: held[f"{name}.weight"].view(-1)[-3:-2].fill_(number), name)(folder)
+    assert read_model_info(folder).num_layers == 2, "headers do not tell"
+    with pytest.raises(ConfigError, match=f"tensor {name}.weight holds NaN or infinite numbers in float32"):
+        load(folder)
+
+
+def test_a_weight_that_does_not_fit_the_compute_type_is_refused_by_its_tensor(folder: Path) -> None:
+    large = torch.full((64,), 1e300, dtype=torch.float64)
+    tensors(lambda held: held.update({"model.norm.weight": large}))(folder)
+    with pytest.raises(ConfigError, match=r"tensor model.norm.weight holds .* in float32"):
+        load(folder)
+
+
+def test_a_header_with_a_tensor_that_ends_before_it_starts_is_refused(folder: Path) -> None:
+    shard = first_shard(folder)
+    shard.write_bytes(re.sub(rb'"data_offsets":\[0,(\d+)\]', rb'"data_offsets":[\1,0]', shard.read_bytes(), count=1))
+    with pytest.raises(ConfigError, match=r"is not a safetensors file \(.* lies from \d+ to 0\)"):
+        read_model_info(folder)
 
 
 def test_stored_frequencies_are_ignored(folder: Path) -> None:

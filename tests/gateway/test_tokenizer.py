@@ -129,6 +129,19 @@ def test_a_folder_without_a_sound_tokenizer_is_the_operators_error(tmp_path: Pat
             Tokenizer.from_folder(tmp_path)
 
 
+def test_a_tokenizer_with_more_ids_than_the_model_knows_is_refused_by_its_highest_token(tmp_path: Path) -> None:
+    raw = tiny_tokenizer()
+    raw.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.from_folder(tmp_path, VOCAB_SIZE).encode("fox")
+    assert Tokenizer.from_folder(tmp_path, VOCAB_SIZE + 60).encode("fox"), "a model may have ids to spare"
+    with pytest.raises(ConfigError, match=f"with id {VOCAB_SIZE - 1}, and config.json has vocab_size {VOCAB_SIZE - 1}"):
+        Tokenizer.from_folder(tmp_path, VOCAB_SIZE - 1)
+    raw.add_special_tokens(["<extra>"])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match=f"token '<extra>' with id {VOCAB_SIZE}, and config.json"):
+        Tokenizer.from_folder(tmp_path, VOCAB_SIZE)
+
+
 def test_other_threads_run_while_a_long_text_is_cut_into_tokens() -> None:
     is_over, counts = threading.Event(), [0]
 
