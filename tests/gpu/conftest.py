@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from core.kv import SlabShape
-from engine.executor import ExecutorConfig, load_executor
+from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import LoadFormat, read_model_info
 from tests.engine.conftest import Bench, record
 
@@ -36,6 +37,14 @@ def device() -> str:
     if not torch.cuda.is_available():
         pytest.skip(f"no CUDA device (torch {torch.__version__})")
     return "cuda"
+
+
+@pytest.fixture(scope="session")
+def triton_ops(device: str) -> ModuleType:
+    """The module of Triton's operators, imported late: tests under Triton's interpreter must import it first."""
+    module = pytest.importorskip("engine.triton_ops", reason="triton is not installed: CUDA builds of torch bring it")
+    assert type(module.decode_kernel).__name__ == "JITFunction", "kernels were made for the interpreter: run this alone"
+    return module
 
 
 @pytest.fixture(scope="session")
