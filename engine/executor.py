@@ -1,55 +1,56 @@
 """Runs step plans: rows in, the model over paged memory, tokens and digests out."""
 
-import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
 
 import torch
+from torch import Tensor
 
-from core.errors import ConfigError, StepFailed
+from core.errors import StepFailed
 from core.ids import AttemptId
-from core.kv import SlabShape
+from core.kv import num_blocks
 from core.request import SamplingParams, pack_tokens
-from core.step import RowJoin, StepPlan, StepResult
-from engine.hf_config import ModelConfig, read_model_config
-from engine.memory import TORCH_DTYPES, KVMemory, SlabBuffer
+from core.step import PromptLogprobs, RowJoin, StepPlan, StepResult, TokenLogprobs
+from engine.batch import Batch, DueRow, Layout, SampledRow, ScoredRow
+from engine.graphs import CudaRecorder, GraphedDecode
+from engine.logprobs import score
+from engine.memory import KVMemory
 from engine.model import Decoder
-from engine.model_info import LoadFormat
+from engine.ngram import verify
 from engine.rows import Row, Rows
-from engine.sampler import sample
-from engine.weights import Progress, Weights, dummy_weights, load_weights
-
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-_LARGEST_MMAP_THRESHOLD = 32 << 20
-"""Source: glibc's malloc.h and malloc.c."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutorConfig:
-    """What an executor is made of. `dtype` is what it computes in and stores KV in; `num_threads` counts on a CPU."""
-
-    model: Path
-    dtype: str = "float32"
-    device: str = "cpu"
-    load_format: LoadFormat = LoadFormat.SAFETENSORS
-    num_threads: int = 1
+from engine.sampler import SampleLine, sample
+from engine.saved import SavedRows
 
 
 class Executor:
     """Runs plans in the order given, from one thread.
 
-    Owns: the rows, and the bytes of the KV memory while a step runs.
+    A plan may be launched before the one before it is collected: what it needs of that one's tokens is on the device.
+    One host-device synchronisation a step, in `collect`.
+
+    Owns: the rows, saved ones too, and the bytes of the KV memory while a step runs.
     Invariant: rows of a failed step are forgotten, so a plan made ahead of the failure cannot run on half a state.
     """
 
-    def __init__(self, model: Decoder, memory: KVMemory) -> None:
+    def __init__(self, model: Decoder, memory: KVMemory, max_graph_rows: int = 0) -> None:
+        """`max_graph_rows`: decode steps of up to so many rows are replayed as CUDA graphs; 0 for none."""
         self._model = model
         self._memory = memory
-        layout = memory.shape.layout
-        self._rows = Rows(memory.shape.num_blocks, layout.block_size, model.config.vocab_size)
+        layout, config = memory.shape.layout, model.config
+        longest = num_blocks(config.max_model_len, layout.block_size) + 1
+        self._rows = Rows(memory.shape.num_blocks, layout.block_size, config.vocab_size, memory.device, longest)
+        self._saved = SavedRows(memory)
+        self._failed: set[AttemptId] = set()
+        self._layout = Layout(self._rows, layout.block_size, memory.device)
+        self._eos = tuple(sorted(config.eos_token_ids))
+        self._graphs: GraphedDecode | None = None
+        if max_graph_rows:
+            width, longest_row = self._rows.tables.shape[1], config.max_model_len
+            recorder = CudaRecorder()
+            self._graphs = GraphedDecode(model.forward, max_graph_rows, width, longest_row, memory.device, recorder)
 
     @property
     def num_rows(self) -> int:
@@ -58,20 +59,33 @@ class Executor:
 
     def run(self, plan: StepPlan) -> StepResult:
         """Run one step. Raises StepFailed when it cannot be run; nothing of it may be used then."""
-        started = time.perf_counter()
-        try:
-            with torch.inference_mode():
-                self._apply_changes(plan)
-                sampled = self._advance(plan)
-                digests = tuple(self._memory.digest(block) for block in plan.seal)
-        except (StepFailed, RuntimeError) as error:
-            for attempt in (*plan.attempts, *(join.attempt for join in plan.joined)):
-                self._rows.leave(attempt)
-            if isinstance(error, StepFailed):
-                raise
-            raise StepFailed(f"step {plan.step}: {error}") from error
-        attempts, token_ids = tuple(sampled), tuple(sampled.values())
-        return StepResult(plan.step, attempts, token_ids, plan.seal, digests, time.perf_counter() - started)
+        return self.launch(plan).collect()
+
+    def launch(self, plan: StepPlan) -> "Launched":
+        """Hand a step to the device. Raises StepFailed as `run`."""
+        with self._failing(plan):
+            self._apply_changes(plan)
+            return self._advance(plan, time.perf_counter())
+
+    def collect(self, launched: "Launched") -> StepResult:
+        """What a step came to; see `Launched.collect`."""
+        plan = launched.plan
+        with self._failing(plan):
+            if launched.ready is not None:
+                launched.ready.synchronize()
+            attempts, token_ids, lines, failed = self._take_tokens(launched)
+            return StepResult(
+                plan.step,
+                tuple(attempts),
+                tuple(token_ids),
+                plan.seal,
+                tuple(self._memory.digest(block) for block in plan.seal),
+                time.perf_counter() - launched.started_s,
+                logprobs=self._logprobs(launched, attempts, token_ids, lines),
+                prompt_logprobs=self._prompt_logprobs(launched),
+                num_drafts=launched.num_drafts,
+                failed=failed,
+            )
 
     def warm_up(self) -> None:
         """Run a tiny prefill and a decode step, so that the first request does not pay for first calls.
@@ -81,7 +95,7 @@ class Executor:
         assert not len(self._rows), "warm_up runs before the first plan"
         attempt, params = AttemptId("warm-up#0"), SamplingParams(max_tokens=2, top_k=2, top_p=0.9)
         num_tokens = max(1, self._memory.shape.layout.block_size - 1)
-        join = RowJoin(attempt, pack_tokens([0] * num_tokens), 0, params, (0,), (0,))
+        join = RowJoin(attempt, pack_tokens([0] * num_tokens), 0, params, (0,), (0,), num_tokens)
         self.run(StepPlan(0, (attempt,), (num_tokens,), joined=(join,), seal=(0,)))
         if num_tokens < self._memory.shape.layout.block_size:
             self.run(StepPlan(0, (attempt,), (1,)))
@@ -92,104 +106,240 @@ class Executor:
         """Let go of the slab. Nothing can be run afterwards; twice is fine."""
         self._memory.close()
 
+    # ── launching ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def _failing(self, plan: StepPlan) -> Iterator[None]:
+        """Whatever goes wrong inside fails the step, and its rows are forgotten."""
+        try:
+            with torch.inference_mode():
+                yield
+        except (StepFailed, RuntimeError) as error:
+            joined, restored = ([change.attempt for change in each] for each in (plan.joined, plan.restored))
+            for attempt in (*plan.attempts, *plan.saved, *joined, *restored):
+                self._forget(attempt)
+            if isinstance(error, StepFailed):
+                raise
+            raise StepFailed(f"step {plan.step}: {error}") from error
+
+    def _forget(self, attempt: AttemptId) -> None:
+        self._rows.leave(attempt)
+        self._saved.forget(attempt)
+
     def _apply_changes(self, plan: StepPlan) -> None:
-        size = self._memory.shape.layout.block_size
         for attempt in plan.left:
-            self._rows.leave(attempt)
+            self._forget(attempt)
+            self._failed.discard(attempt)
+        for attempt in plan.saved:
+            self._saved.save(self._rows, attempt)
         for join in plan.joined:
-            self._rows.join(join)
-            self._memory.start_blocks(join.block_ids, join.generations, num_filled=-(-join.num_computed // size))
+            self._join(join)
+        for growth in plan.restored:
+            self._saved.restore(self._rows, growth)
         for growth in plan.grown:
             self._rows.grow(growth)
             self._memory.start_blocks(growth.block_ids, growth.generations)
 
-    def _advance(self, plan: StepPlan) -> dict[AttemptId, int]:
-        """Run the plan's rows; the tokens that were sampled, in the plan's order."""
-        due = [(self._rows.due(*each), each[1]) for each in zip(plan.attempts, plan.num_tokens, strict=True)]
-        if not due:
-            return {}
-        decoding = sorted((row for row, num in due if num == 1), key=lambda row: row.num_computed)
-        chunked = [(row, num) for row, num in due if num > 1]
-        logits = self._model.forward(self._model.batch(self._rows, decoding, chunked))
-        for row, num in due:
-            row.num_computed += num
-        sampling = [row for row in (*decoding, *(row for row, _ in chunked)) if row.num_computed == len(row.token_ids)]
-        self._append_samples(sampling, logits)
-        finished = {row.attempt for row in sampling}
-        return {row.attempt: row.token_ids[-1] for row, _ in due if row.attempt in finished}
-
-    def _append_samples(self, sampling: Sequence[Row], logits: torch.Tensor) -> None:
-        if not sampling:
+    def _join(self, join: RowJoin) -> None:
+        size, memory = self._memory.shape.layout.block_size, self._memory
+        self._rows.join(join)
+        filled, begun = divmod(join.num_computed, size)
+        if join.copied_from is None:
+            memory.start_blocks(join.block_ids, join.generations, num_filled=filled + (begun > 0))
             return
-        token_ids = sample(logits, [row.sampling for row in sampling], [len(row.token_ids) for row in sampling])
-        for row, token in zip(sampling, token_ids, strict=True):
-            row.token_ids.append(token)
+        memory.start_blocks(join.block_ids, join.generations, num_filled=filled)
+        if begun:
+            memory.copy_tokens(join.copied_from, join.block_ids[filled], begun)
+
+    def _advance(self, plan: StepPlan, started_s: float) -> "Launched":
+        due = self._due(plan)
+        if not due:
+            nothing = torch.empty(0, dtype=torch.int64)
+            num_drafts = _num_drafts(plan, due) if plan.max_drafts else ()
+            return Launched(self, plan, started_s, num_drafts, (), nothing, nothing, (), None)
+        batch = self._layout.batch(due)
+        logits = self._forward(batch)
+        drawn = self._sample(batch, logits)
+        tokens, ready = to_host(drawn)
+        self._note(batch, due, drawn)
+        kept = logits if _is_asked(batch) else logits[:0]
+        num_drafts = _num_drafts(plan, due) if plan.max_drafts else ()
+        return Launched(self, plan, started_s, num_drafts, batch.sampled, tokens, kept, batch.scored, ready)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        if batch.is_steady and self._graphs is not None and (logits := self._graphs.run(batch.lines)) is not None:
+            return logits
+        return self._model.forward(batch.lines, batch.wanted, batch.max_wanted_context)
+
+    def _due(self, plan: StepPlan) -> list[DueRow]:
+        """The plan's rows, but for those that failed in a step before it, after it was made."""
+        most = plan.max_drafts or (0,) * len(plan.attempts)
+        columns = [
+            each for each in zip(plan.attempts, plan.num_tokens, most, strict=True) if each[0] not in self._failed
+        ]
+        rows = [(self._rows.due(*each), *each[1:]) for each in columns]
+        return [DueRow(row, num, self._drafts(row, num, limit)) for row, num, limit in rows]
+
+    def _drafts(self, row: Row, num_tokens: int, limit: int) -> tuple[int, ...]:
+        """Guesses at what follows; none where the host does not know the row's end, or where penalties depend on it."""
+        if not limit or row.num_pending or row.history is not None or row.num_computed + num_tokens < row.num_known:
+            return ()
+        return tuple(self._rows.lookup_of(row).propose(limit))
+
+    def _sample(self, batch: Batch, logits: Tensor) -> Tensor:
+        """The token after each sampling line, -1 where its logits are not finite. Shapes: [lines that sample]."""
+        places = [(each, number) for each in batch.sampled for number in range(1 + len(each.drafts))]
+        lines = [
+            SampleLine(each.row.sampling, each.position + number, each.row.sampling_history())
+            for each, number in places
+        ]
+        if not lines:
+            return torch.empty(0, dtype=torch.int64, device=logits.device)
+        if len(lines) < len(logits):
+            logits = logits[torch.tensor([each.first + number for each, number in places]).to(logits.device)]
+        drawn = sample(logits, lines, self._eos)
+        return torch.where(drawn.is_finite, drawn.token_ids, -1)
+
+    def _note(self, batch: Batch, due: Sequence[DueRow], drawn: Tensor) -> None:
+        """Advance the rows, on the host and on the device, as if no draft will be confirmed."""
+        for advanced in due:
+            advanced.row.num_computed += advanced.num_tokens
+        if batch.is_steady:
+            slots = batch.lines.rows
+            self._rows.contexts[slots] = batch.lines.positions + 1
+            self._rows.next_tokens[slots] = drawn.clamp(min=0)
+        else:
+            self._note_mixed(batch, [advanced.row for advanced in due], drawn)
+        for sampled, line in zip(batch.sampled, _first_lines(batch.sampled), strict=True):
+            if sampled.row.history is not None:
+                sampled.row.history[sampled.row.num_known] = drawn[line].clamp(min=0)
+            sampled.row.num_pending += 1
+
+    def _note_mixed(self, batch: Batch, advanced: Sequence[Row], drawn: Tensor) -> None:
+        rows, device = self._rows, drawn.device
+        contexts = torch.tensor([row.num_computed for row in advanced], dtype=torch.int64)
+        rows.contexts[rows.slots(advanced)] = contexts.to(device)
+        if batch.sampled:
+            first = torch.tensor(_first_lines(batch.sampled), dtype=torch.int64).to(device)
+            rows.next_tokens[rows.slots([each.row for each in batch.sampled])] = drawn[first].clamp(min=0)
+
+    # ── collecting ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_tokens(self, launched: "Launched") -> tuple[list[AttemptId], list[int], list[int], tuple[AttemptId, ...]]:
+        """Columns of the result (attempts, tokens, each one's line among the logits), and the rows that failed."""
+        attempts: list[AttemptId] = []
+        token_ids: list[int] = []
+        lines: list[int] = []
+        failed = [attempt for attempt in launched.plan.attempts if attempt in self._failed]
+        drawn, place = launched.tokens.tolist(), {attempt: at for at, attempt in enumerate(launched.plan.attempts)}
+        columns = zip(launched.sampled, _first_lines(launched.sampled), strict=True)
+        for each, start in sorted(columns, key=lambda column: place[column[0].row.attempt]):
+            if each.row.attempt in self._failed:
+                continue
+            kept = self._kept(each, drawn[start : start + 1 + len(each.drafts)])
+            if not kept:
+                failed.append(each.row.attempt)
+            attempts += [each.row.attempt] * len(kept)
+            token_ids += kept
+            lines += range(each.first, each.first + len(kept))
+        return attempts, token_ids, lines, tuple(failed)
+
+    def _kept(self, sampled: SampledRow, drawn: list[int]) -> list[int]:
+        """The tokens that a row has gained; none where its logits were not finite, and the row is gone then."""
+        row = sampled.row
+        kept = list(verify(sampled.drafts, drawn)) if sampled.drafts else drawn
+        if -1 in kept:
+            kept = kept[: kept.index(-1)]
+        if not kept:
+            self._forget(row.attempt)
+            self._failed.add(row.attempt)
+        elif sampled.drafts:
+            self._rows.take_drafted(row, kept)
+        else:
+            self._rows.take_token(row, kept[0])
+        return kept
+
+    def _logprobs(
+        self, launched: "Launched", attempts: Sequence[AttemptId], token_ids: Sequence[int], lines: Sequence[int]
+    ) -> tuple[TokenLogprobs | None, ...]:
+        tops = {each.row.attempt: each.row.sampling.logprobs for each in launched.sampled}
+        asked = [place for place, attempt in enumerate(attempts) if tops[attempt] is not None]
+        if not asked:
+            return ()
+        scores = self._score(
+            launched,
+            [lines[place] for place in asked],
+            [token_ids[place] for place in asked],
+            [tops[attempts[place]] or 0 for place in asked],
+        )
+        found = dict(zip(asked, scores, strict=True))
+        return tuple(found.get(place) for place in range(len(attempts)))
+
+    def _prompt_logprobs(self, launched: "Launched") -> tuple[PromptLogprobs, ...]:
+        told = []
+        for each in launched.scored:
+            num = len(each.token_ids)
+            tops = [each.row.sampling.prompt_logprobs or 0] * num
+            scores = self._score(launched, range(each.first, each.first + num), each.token_ids, tops)
+            told.append(PromptLogprobs(each.row.attempt, each.position, tuple(scores)))
+        return tuple(told)
+
+    def _score(
+        self, launched: "Launched", lines: Sequence[int], token_ids: Sequence[int], num_top: Sequence[int]
+    ) -> list[TokenLogprobs]:
+        device = launched.logits.device
+        at, ids = (torch.tensor(list(each), dtype=torch.int64).to(device) for each in (lines, token_ids))
+        return score(launched.logits[at], ids, num_top)
 
 
-def load_executor(
-    config: ExecutorConfig, slab: SlabBuffer, shape: SlabShape, progress: Progress | None = None
-) -> Executor:
-    """Load the model and lay it over a slab. Raises ConfigError with what is wrong."""
-    device = _device(config, shape)
-    torch.set_num_threads(config.num_threads)
-    _keep_freed_memory()
-    model = read_model_config(config.model)
-    _check_layout(model, shape)
-    memory = KVMemory(slab, shape)
-    if memory.device.type != device.type:
-        places = f"the KV slab lies on {memory.device.type!r} and the executor's device is {config.device!r}"
-        raise ConfigError([f"{places}; KV must lie where it is computed"])
-    weights = _weights(config, model, device, progress)
-    return Executor(Decoder(model, weights, memory), memory)
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step whose work the device has, or has done; `collect` waits for it.
 
-
-def _device(config: ExecutorConfig, shape: SlabShape) -> torch.device:
-    kind = config.device.partition(":")[0]
-    problems = []
-    if config.dtype not in TORCH_DTYPES:
-        problems.append(f"dtype {config.dtype!r} is unknown; use one of {', '.join(TORCH_DTYPES)}")
-    elif kind == "cpu" and config.dtype in ("float16", "bfloat16"):
-        problems.append(f"dtype {config.dtype!r} is several times slower than float32 on a CPU; use 'float32' there")
-    if kind not in ("cpu", "cuda"):
-        problems.append(f"device {config.device!r} is not supported; use 'cpu' or 'cuda'")
-    elif kind == "cuda" and not torch.cuda.is_available():
-        problems.append(f"device {config.device!r} needs CUDA and torch finds none; use 'cpu' or a CUDA build of torch")
-    if shape.layout.dtype != config.dtype:
-        problems.append(f"the KV slab's dtype {shape.layout.dtype!r} must equal the executor's dtype {config.dtype!r}")
-    if config.num_threads < 1:
-        problems.append(f"num_threads must be at least 1, got {config.num_threads}")
-    if problems:
-        raise ConfigError(problems)
-    return torch.device(config.device)
-
-
-def _keep_freed_memory() -> None:
-    """Stop glibc from giving large freed temporaries back: each step would page them in anew.
-
-    Measured: 2,000 page faults a prefill of 512 tokens at hidden size 256 before, none after. Nothing is changed where
-    there is no glibc.
+    `tokens` are the sampled ones in host memory, -1 where logits were not finite, valid once `ready` has happened.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+
+    executor: Executor
+    plan: StepPlan
+    started_s: float
+    num_drafts: tuple[int, ...]
+    sampled: tuple[SampledRow, ...]
+    tokens: Tensor
+    logits: Tensor
+    scored: tuple[ScoredRow, ...]
+    ready: torch.cuda.Event | None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether collecting it would not wait."""
+        return self.ready is None or bool(self.ready.query())  # type: ignore[no-untyped-call]
+
+    def collect(self) -> StepResult:
+        """Wait for it, in the order of launching. Raises StepFailed as `Executor.run`."""
+        return self.executor.collect(self)
 
 
-def _check_layout(model: ModelConfig, shape: SlabShape) -> None:
-    layout = shape.layout
-    asked = {
-        "num_layers": (layout.num_layers, model.num_layers),
-        "num_kv_heads": (layout.num_kv_heads, model.num_kv_heads),
-        "head_dim": (layout.head_dim, model.head_dim),
-    }
-    differing = [(name, slab, own) for name, (slab, own) in asked.items() if slab != own]
-    problems = [f"the KV slab has {name} {slab} and the model {own}" for name, slab, own in differing]
-    if problems:
-        raise ConfigError(problems)
+def _num_drafts(plan: StepPlan, due: Sequence[DueRow]) -> tuple[int, ...]:
+    tried = {each.row.attempt: len(each.drafts) for each in due}
+    return tuple(tried.get(attempt, 0) for attempt in plan.attempts)
 
 
-def _weights(config: ExecutorConfig, model: ModelConfig, device: torch.device, progress: Progress | None) -> Weights:
-    dtype = TORCH_DTYPES[config.dtype]
-    if config.load_format == LoadFormat.DUMMY:
-        return dummy_weights(model, dtype, device)
-    return load_weights(config.model, model, dtype, device, progress)
+def _first_lines(sampled: Sequence[SampledRow]) -> list[int]:
+    """The place of each row's first token among all that were drawn."""
+    ends = accumulate(1 + len(each.drafts) for each in sampled)
+    return [end - 1 - len(each.drafts) for each, end in zip(sampled, ends, strict=True)]
+
+
+def _is_asked(batch: Batch) -> bool:
+    return bool(batch.scored) or any(each.row.sampling.logprobs is not None for each in batch.sampled)
+
+
+def to_host(tokens: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Begin to copy to host memory; the copy may be read once the event, if there is one, has happened."""
+    if tokens.device.type != "cuda":
+        return tokens, None
+    held = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+    held.copy_(tokens, non_blocking=True)
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record()
+    return held, ready

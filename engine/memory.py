@@ -84,6 +84,18 @@ class KVMemory:
         for block in block_ids[num_filled:]:
             self._block_bytes[block].zero_()
 
+    def copy_tokens(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens` tokens of a block, all layers and heads."""
+        self.blocks[target, :, :, :, :num_tokens] = self.blocks[source, :, :, :, :num_tokens]
+
+    def read_blocks(self, block_ids: Tensor) -> Tensor:
+        """A copy of whole blocks in host memory. Shapes: [blocks] -> uint8 [blocks, bytes_per_block]."""
+        return self._block_bytes[block_ids].to("cpu")
+
+    def write_blocks(self, block_ids: Tensor, data: Tensor) -> None:
+        """Put what `read_blocks` gave into blocks of the same number."""
+        self._block_bytes[block_ids] = data.to(self.device)
+
     def page_rows(self, tables: Tensor) -> Tensor:
         """Index for `gather`. Shapes: block ids [rows, blocks] -> [rows, kv_heads, blocks]."""
         return self._page_rows(tables[:, None, :], self._heads[:, None])

@@ -3,9 +3,11 @@
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from cluster.live.neighbours import Neighbours
@@ -19,19 +21,34 @@ from kv_transfer.transport import Transport
 LOG = logging.getLogger("penstock.node")
 Answer = Callable[[NodeEvent], None]
 
+MAX_LAUNCHED = 2
+PLAN_AHEAD_S = 0.001
+"""How long a plan may keep a launched step from being collected: planning takes less, and a step takes longer."""
+
+
+class Running(Protocol):
+    """A step that was handed to the device."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether collecting it would not wait."""
+
+    def collect(self) -> StepResult:
+        """Waits for it. Steps are collected in the order in which they were launched."""
+
 
 class Runner(Protocol):
-    """What runs steps."""
+    """What runs steps. A step may be launched before the one before it is collected."""
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """One step, in the order of the calls."""
+    def launch(self, plan: StepPlan) -> Running:
+        """Hands a step to the device, in the order of the calls."""
 
     def close(self) -> None:
         """Lets go of the slab."""
 
 
 class Steps:
-    """Runs plans, one after the other.
+    """Runs plans in order. While a device runs one, the next is launched if it comes in time.
 
     Owns: the thread `steps`, and with it the executor.
     """
@@ -40,6 +57,7 @@ class Steps:
         self._executor = executor
         self._answer = answer
         self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
+        self._launched: deque[tuple[int, Running | StepFailed]] = deque()
         self._began: float | None = None
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
         self._thread.start()
@@ -59,18 +77,44 @@ class Steps:
         self._thread.join()
 
     def _run(self) -> None:
-        while (plan := self._plans.get()) is not None:
-            self._began = time.monotonic()
-            event = self._step(plan)
-            self._began = None
-            self._answer(event)
+        while (plan := self._next_plan()) is not None:
+            if not self._launched:
+                self._began = time.monotonic()
+            self._launched.append((plan.step, self._launch(plan)))
+        while self._launched:
+            self._collect()
 
-    def _step(self, plan: StepPlan) -> NodeEvent:
+    def _next_plan(self) -> StepPlan | None:
+        """The next plan. What runs is collected first, unless a plan comes while the device is busy with it."""
+        while self._launched:
+            running = self._launched[0][1]
+            is_done = isinstance(running, StepFailed) or running.is_done
+            if not is_done and len(self._launched) < MAX_LAUNCHED:
+                with suppress(Empty):
+                    return self._plans.get(timeout=PLAN_AHEAD_S)
+            self._collect()
+        return self._plans.get()
+
+    def _launch(self, plan: StepPlan) -> Running | StepFailed:
         try:
-            return StepDone(self._executor.run(plan))
+            return self._executor.launch(plan)
         except Exception as error:
-            LOG.exception("step %d failed", plan.step)
-            return StepFailed(plan.step, f"{type(error).__name__}: {error}")
+            return _failed_step(plan.step, error)
+
+    def _collect(self) -> None:
+        step, running = self._launched.popleft()
+        event: NodeEvent
+        try:
+            event = running if isinstance(running, StepFailed) else StepDone(running.collect())
+        except Exception as error:
+            event = _failed_step(step, error)
+        self._began = time.monotonic() if self._launched else None
+        self._answer(event)
+
+
+def _failed_step(step: int, error: Exception) -> StepFailed:
+    LOG.error("step %d failed", step, exc_info=error)
+    return StepFailed(step, f"{type(error).__name__}: {error}")
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ from core.ids import AttemptId
 from core.kv import SlabShape, num_blocks
 from core.request import SamplingParams, pack_tokens
 from core.step import RowJoin, StepPlan
-from engine.executor import Executor, ExecutorConfig, load_executor
+from engine.executor import Executor
+from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import read_model_info
 
 TINY = {
@@ -39,6 +40,13 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 2.5,
+    "original_max_position_embeddings": 128,
+    "short_factor": [1.0, 1.2, 1.9, 3.0],
+    "long_factor": [1.0, 4.0, 9.0, 20.0],
+}
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "llama, 8 heads on 8": ("llama", {"num_key_value_heads": 8}),
@@ -49,7 +57,22 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "llama, linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}}),
     "llama, llama3": ("llama", {"rope_parameters": {**LLAMA3_ROPE, "rope_theta": 500_000.0}}),
     "llama, yarn": ("llama", {"rope_parameters": {**YARN_ROPE, "rope_theta": 10_000.0}}),
+    "llama, dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}}),
+    "llama, longrope": ("llama", {"rope_parameters": {**LONGROPE, "rope_theta": 10_000.0}}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral, window": ("mistral", {"sliding_window": 13, "head_dim": 12}),
     "qwen2": ("qwen2", {}),
+    "qwen2, window": ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "gemma": (
+        "gemma",
+        {"head_dim": 256, "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    ),
+    "mixtral": ("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 8}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "head_dim": 16}
+        | {"norm_topk_prob": True, "mlp_only_layers": [0]},
+    ),
     "qwen2, odd sizes": (
         "qwen2",
         {"hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 37}
@@ -86,24 +109,29 @@ def transformers() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def make_folder(transformers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes (once) the folder of a variant, by its name in VARIANTS."""
-    made: dict[tuple[str, str], Path] = {}
+    """Writes (once) the folder of a variant, by its name in VARIANTS. `is_fused`: experts as transformers has them."""
+    made: dict[tuple[str, str, bool], Path] = {}
 
-    def make(name: str, max_shard_size: str = "1GB") -> Path:
-        if (name, max_shard_size) not in made:
-            family, changes = VARIANTS[name]
-            config = transformers.AutoConfig.for_model(family, **{**TINY, **changes})
-            torch.manual_seed(zlib.crc32(name.encode()))
-            model = transformers.AutoModelForCausalLM.from_config(config)
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
-            folder = tmp_path_factory.mktemp("model")
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
-            made[name, max_shard_size] = folder
-        return made[name, max_shard_size]
+    def make(name: str, max_shard_size: str = "1GB", is_fused: bool = False) -> Path:
+        key = (name, max_shard_size, is_fused)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("model")
+            model = random_model(transformers, *VARIANTS[name], seed=zlib.crc32(name.encode()))
+            model.save_pretrained(made[key], max_shard_size=max_shard_size, save_original_format=not is_fused)
+        return made[key]
 
     return make
+
+
+def random_model(transformers: ModuleType, family: str, changes: dict[str, object], seed: int) -> torch.nn.Module:
+    """A tiny model of a family, whose parameters are all random: norms and biases too."""
+    config = transformers.AutoConfig.for_model(family, **{**TINY, **changes})
+    torch.manual_seed(seed)
+    model: torch.nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +141,9 @@ def reference(transformers: ModuleType) -> Callable[[Path, Tensor, str], Tensor]
 
     def logits(folder: Path, token_ids: Tensor, dtype: str) -> Tensor:
         if (folder, dtype) not in loaded:
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, attn_implementation="sdpa", experts_implementation="eager"
+            )
             loaded[folder, dtype] = _lifted(model.eval().to(getattr(torch, dtype)))
         with torch.inference_mode():
             return loaded[folder, dtype](token_ids).logits
@@ -122,15 +152,21 @@ def reference(transformers: ModuleType) -> Callable[[Path, Tensor, str], Tensor]
 
 
 def _lifted(model: torch.nn.Module) -> torch.nn.Module:
-    """transformers normalises in float32 even in a float64 model; here in the model's own type, to compare closely."""
+    """transformers normalises in float32 even in a float64 model, and Gemma's embeddings are scaled by a float32 root;
+
+    here both in the model's own type, to compare closely.
+    """
 
     def forward(norm: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-        eps, weight = norm.variance_epsilon, norm.weight
+        is_gemma = type(norm).__name__ == "GemmaRMSNorm"
+        eps, weight = (norm.eps, 1.0 + norm.weight) if is_gemma else (norm.variance_epsilon, norm.weight)
         return lambda hidden: weight * (hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + eps))
 
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = forward(module)
+        if hasattr(module, "embed_scale"):
+            module.embed_scale.fill_(module.scalar_embed_scale)
     return model
 
 
@@ -154,7 +190,9 @@ class Bench:
         blocks = tuple(self.free.pop() for _ in range(num_blocks(len(token_ids) + room, self.shape.layout.block_size)))
         self.tables[AttemptId(name)] = blocks
         generations = tuple(range(1, len(blocks) + 1))
-        return RowJoin(AttemptId(name), pack_tokens(token_ids), num_computed, params, blocks, generations)
+        return RowJoin(
+            AttemptId(name), pack_tokens(token_ids), num_computed, params, blocks, generations, len(token_ids)
+        )
 
     def run(self, *advances: tuple[str, int], **changes: object) -> dict[str, int]:
         """Run one step; the tokens that were sampled."""
@@ -202,8 +240,8 @@ def record(executor: Executor) -> list[Tensor]:
     forward: Callable[..., Tensor] = executor._model.forward
     logits: list[Tensor] = []
 
-    def recorded(batch: object) -> Tensor:
-        logits.append(forward(batch))
+    def recorded(*step: object) -> Tensor:
+        logits.append(forward(*step))
         return logits[-1]
 
     executor._model.forward = recorded

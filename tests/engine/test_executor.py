@@ -13,9 +13,9 @@ from core.errors import ConfigError, StepFailed
 from core.ids import AttemptId
 from core.kv import SlabShape
 from core.step import RowGrowth, StepPlan
-from engine.executor import ExecutorConfig, load_executor
+from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import LoadFormat, read_model_info
-from engine.sampler import sample
+from engine.sampler import SampleLine, sample
 from tests.engine.conftest import Bench
 from tests.engine.test_model import prompt
 
@@ -102,7 +102,8 @@ def test_an_attempt_that_starts_again_from_a_token_log_draws_the_rest_of_the_sam
     assert run.generate("a#1", [*prompt(9), *whole[:3]], 5, chunk=5, **sampling) == whole[3:]
     join = run.join("b#0", prompt(9), **sampling)
     run.run(("b#0", 9), joined=(join,))
-    assert sample(run.logits[-1], [join.sampling], [9]) == whole[:1], "the place of the sampled token is the key"
+    drawn = sample(run.logits[-1], [SampleLine(join.sampling, 9, None)], ())
+    assert drawn.token_ids.tolist() == whole[:1], "the place of the sampled token is the key"
 
 
 def test_a_step_without_rows_changes_rows_only(run: Bench) -> None:
@@ -136,10 +137,12 @@ def test_a_plan_that_cannot_be_run_names_the_row_and_the_lack(
     [
         ({"num_computed": 6}, "joins with 6 of 6 tokens computed"),
         ({"token_ids": b"\3\0\0"}, "has 3 bytes of token ids; each takes 4"),
-        ({"token_ids": b"\x80\0\0\0"}, "holds token 128; the vocabulary ends at 127"),
+        ({"token_ids": b"\x80\0\0\0", "num_prompt_tokens": 1}, "holds token 128; the vocabulary ends at 127"),
         ({"block_ids": (64,), "generations": (1,)}, "names blocks 64 to 64 of 64"),
         ({"generations": (1,)}, "has 6 blocks and 1 generations"),
         ({"attempt": AttemptId("here#0")}, "resident already"),
+        ({"num_prompt_tokens": 7}, "has 7 prompt tokens among 6"),
+        ({"copied_from": 64}, "copies block 64 of 64"),
     ],
 )
 def test_a_row_that_cannot_join_fails_the_step(run: Bench, changes: dict[str, object], message: str) -> None:
@@ -152,11 +155,8 @@ def test_rows_of_a_failed_step_are_forgotten_and_the_others_go_on(run: Bench) ->
     bad, good = run.join("bad#0", prompt(6)), run.join("good#0", prompt(6))
     expected = run.generate("same#0", prompt(6), 3)
     tokens = list(run.run(("good#0", 6), ("bad#0", 2), joined=(bad, good)).values())
-    block = bad.block_ids[0]
-    start, end = run.shape.block_offset(block), run.shape.block_offset(block + 1)
-    run.slab[start:end] = b"\xff" * (end - start)
-    with pytest.raises(StepFailed, match="not finite"):
-        run.run(("bad#0", 4))
+    with pytest.raises(StepFailed, match="cannot advance 9"):
+        run.run(("bad#0", 9), joined=(run.join("beside#0", prompt(3)),))
     with pytest.raises(StepFailed, match="bad#0 is not resident"):
         run.run(("bad#0", 1), joined=(run.join("beside#0", prompt(3)),))
     assert run.executor.num_rows == 1
@@ -165,7 +165,7 @@ def test_rows_of_a_failed_step_are_forgotten_and_the_others_go_on(run: Bench) ->
 
 
 def test_an_error_of_torch_fails_the_step_and_keeps_its_words(run: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(batch: object) -> None:
+    def exhausted(*step: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(run.executor._model, "forward", exhausted)

@@ -103,7 +103,7 @@ def test_prompts_at_the_edges_of_blocks_in_random_chunks_agree_with_transformers
 def test_many_decode_rows_give_the_same_logits_as_each_alone(
     make_folder: Callable[..., Path], bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.attention._GROUP_BYTES", {"cpu": 20_000})
+    monkeypatch.setattr("engine.torch_attention._GROUP_BYTES", {"cpu": 20_000})
     folder = make_folder("llama, 8 heads on 8")
     together, alone = bench(folder, num_blocks=256), bench(folder, num_blocks=256)
     lengths = [3, 40, 8, 21, 4, 5, 33, 12]

@@ -19,7 +19,7 @@ from core.kv import SlabShape, block_keys
 from core.mix import mix_of
 from core.request import Prompt, Request, SamplingParams, pack_tokens
 from core.step import RowJoin, StepPlan
-from engine.executor import ExecutorConfig, load_executor
+from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import LoadFormat, read_model_info
 from scheduler.config import SchedulerConfig
 from scheduler.policies.least_loaded import LeastLoaded

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -15,10 +16,12 @@ from cluster.live.frames import MAX_FRAME_BYTES, read_frame, write_frame
 from cluster.live.hands import Steps
 from cluster.live.last_events import LastEvents
 from cluster.live.orders import own_address_towards
+from core.errors import StepFailed
 from core.events import NodeEvent, RequestArrived, StepDone, Tick, TokensEmitted
+from core.events import StepFailed as StepFailedEvent
 from core.ids import AttemptId, GatewayId
 from core.step import StepPlan, StepResult
-from tests.live.parrot import question
+from tests.live.parrot import DoneStep, question
 
 
 def test_generated_code_is_what_the_protos_give() -> None:
@@ -102,9 +105,9 @@ class _Stuck:
     def __init__(self) -> None:
         self.may_end = threading.Event()
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> DoneStep:
         self.may_end.wait(60.0)
-        return StepResult(plan.step, (), (), (), (), 0.0)
+        return DoneStep(StepResult(plan.step, (), (), (), (), 0.0))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -122,4 +125,54 @@ def test_a_step_that_does_not_end_can_be_told_from_one_that_does() -> None:
     executor.may_end.set()
     assert isinstance(answers.get(timeout=60.0), StepDone)
     assert steps.running_s() == 0.0
+    steps.stop()
+
+
+class _Device:
+    """An executor of a device: launching returns at once, and steps end when they are let."""
+
+    def __init__(self) -> None:
+        self.launched: SimpleQueue[int] = SimpleQueue()
+        self.may_end = [threading.Event() for _ in range(4)]
+
+    def launch(self, plan: StepPlan) -> "_OnDevice":
+        if plan.step == 2:
+            raise StepFailed("two")
+        self.launched.put(plan.step)
+        return _OnDevice(self, plan.step)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    device: _Device
+    step: int
+
+    @property
+    def is_done(self) -> bool:
+        return self.device.may_end[self.step].is_set()
+
+    def collect(self) -> StepResult:
+        self.device.may_end[self.step].wait(60.0)
+        return StepResult(self.step, (), (), (), (), 0.0)
+
+
+def test_the_next_step_is_launched_while_a_device_runs_one_and_answers_keep_their_order() -> None:
+    device, answers = _Device(), SimpleQueue[NodeEvent]()
+    steps = Steps(device, answers.put)
+    for step in (0, 1, 2, 3):
+        steps.run(StepPlan(step, (), ()))
+    assert [device.launched.get(timeout=60.0) for _ in range(2)] == [0, 1], "the second before the first is over"
+    assert answers.empty()
+    for event in device.may_end:
+        event.set()
+    done = [answers.get(timeout=60.0) for _ in range(4)]
+    assert [each.result.step if isinstance(each, StepDone) else each for each in done] == [
+        0,
+        1,
+        StepFailedEvent(2, "StepFailed: two"),
+        3,
+    ]
     steps.stop()

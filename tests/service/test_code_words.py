@@ -12,7 +12,8 @@ from core.kv import SlabShape, num_blocks
 from core.request import SamplingParams, pack_tokens
 from core.step import RowJoin, StepPlan
 from engine.embedded.prompts import code_word_prompt
-from engine.executor import Executor, ExecutorConfig, load_executor
+from engine.executor import Executor
+from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import read_model_info
 from tests.service.running import Running
 
