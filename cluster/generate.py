@@ -1,68 +1,66 @@
-"""`penstock generate`: one prompt to a running server, the answer on standard output as it comes."""
+"""`penstock generate`: one prompt to a running server, its answers on standard output."""
 
 import argparse
 import sys
+from collections.abc import Iterable
 
 import grpc
+from google.protobuf.descriptor import FieldDescriptor
 
+from cluster.answers import Answers, print_timing
 from cluster.api.v1 import inference_pb2 as pb
 from cluster.gateway.client import CallFailed, Client
+from cluster.sampling_flags import NUMBERS, flag_of
 from core.errors import InvalidRequest
 
 
 def generate(args: argparse.Namespace) -> int:
     """Runs the command; its exit status."""
     request = _request(args)
+    answers = Answers(request.sampling.n)
     with Client(args.address) as client:
         try:
-            last = _print_answer(client, request, args.timeout)
+            _print_answers(client.generate(request, args.timeout), answers)
         except CallFailed as error:
             return _fail(error, args.address)
-    if last is not None and args.timing:
-        print_timing(last)
+    if answers.last is not None and args.timing:
+        print_timing(answers.last)
     return 0
+
+
+def _print_answers(responses: Iterable[pb.GenerateResponse], answers: Answers) -> None:
+    try:
+        for response in responses:
+            answers.take(response)
+    finally:
+        answers.close()
 
 
 def _request(args: argparse.Namespace) -> pb.GenerateRequest:
     text = sys.stdin.read() if args.prompt == "-" else args.prompt
-    request = pb.GenerateRequest(model=args.model, text=text, chat=not args.raw)
-    for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed"):
-        value = getattr(args, name)
+    return pb.GenerateRequest(model=args.model, text=text, chat=not args.raw, sampling=_sampling(args))
+
+
+def _sampling(args: argparse.Namespace) -> pb.SamplingParams:
+    sampling = pb.SamplingParams(ignore_eos=args.ignore_eos)
+    fields = {name: getattr(args, name) for name, _, _ in NUMBERS}
+    fields |= {"stop": args.stop, "stop_token_ids": args.stop_token_ids, "logit_bias": dict(args.logit_bias)}
+    for name, value in fields.items():
         if value is not None:
-            _set(request.sampling, name, value)
-    request.sampling.ignore_eos = args.ignore_eos
-    return request
+            sampling.MergeFrom(_field(name, value))
+    return sampling
 
 
-def _set(sampling: pb.SamplingParams, name: str, value: float) -> None:
+def _field(name: str, value: object) -> pb.SamplingParams:
     """What fits into the message is the server's to judge; what does not is told by its flag."""
     try:
-        setattr(sampling, name, value)
+        return pb.SamplingParams(**{name: value})  # type: ignore[arg-type]
     except ValueError as error:
-        flag = f"--{name.replace('_', '-')}"
-        raise InvalidRequest(f"{flag} must be a number of at most 64 bits, not {str(value)[:64]}") from error
-
-
-def _print_answer(client: Client, request: pb.GenerateRequest, timeout_s: float) -> pb.GenerateResponse | None:
-    last = None
-    try:
-        for last in client.generate(request, timeout_s):
-            sys.stdout.write(last.text)
-            sys.stdout.flush()
-    finally:
-        if last is not None:
-            print(flush=True)
-    return last
-
-
-def print_timing(response: pb.GenerateResponse) -> None:
-    """The ledger of an answer, in milliseconds, on standard error."""
-    timing = response.timing
-    parts = ("admit", "queue_prefill", "prefill", "reserve", "handoff", "queue_decode", "decode", "unaccounted", "wall")
-    words = [f"{name} {getattr(timing, name + '_s') * 1000:.1f}" for name in parts]
-    usage = response.usage
-    tokens = f"{usage.prompt_tokens} prompt and {usage.completion_tokens} answer tokens"
-    print(f"{response.finish_reason}; {tokens}; ms: {', '.join(words)}", file=sys.stderr)
+        if name == "stop":
+            raise InvalidRequest("--stop must be Unicode text") from error
+        is_short = pb.SamplingParams.DESCRIPTOR.fields_by_name[name].cpp_type == FieldDescriptor.CPPTYPE_INT32
+        problem = f"must be a number of at most {32 if is_short else 64} bits, not {str(value)[:64]}"
+        raise InvalidRequest(f"{flag_of(name)} {problem}") from error
 
 
 def _fail(error: CallFailed, address: str) -> int:

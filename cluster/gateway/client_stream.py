@@ -1,29 +1,41 @@
-"""One client's end of a stream: tokens wait here until the client takes them, all that came since in one chunk."""
+"""One answer's way to its client: tokens wait here until the client takes them, all that came since in one chunk."""
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from cluster.gateway.detokenizer import Detokenizer
-from cluster.gateway.ledger import RequestLedger
+from cluster.gateway.ledger import CallEnd, RequestLedger
+from cluster.gateway.stops import AnswerText
 from cluster.gateway.streams import Delivered, Ended
+from core.events import FinishReason
 from core.goodput import Outcome
 from core.request import Request
 from core.stats import Timing
+from core.step import TokenLogprobs
 
 PENDING_TOKEN_BYTES = 8
 """What a waiting token is charged: its id and its text on the wire."""
 
+PENDING_SCORE_BYTES = 24
+PENDING_TOP_BYTES = 13
+"""What its logprobs are charged beside: logprob, rank and framing; and an id with its logprob for each of the best."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Contiguous tokens with the text that became certain. `ended` and `ledger` come with the last chunk only."""
+    """Contiguous tokens of one choice with the text that became certain.
 
+    `logprobs` is aligned with `token_ids` where asked, else empty. `finish` and `stop` come with the last chunk of the
+    choice, `ended` with the very last of the call.
+    """
+
+    choice: int
     index: int
     token_ids: tuple[int, ...]
     text: str
-    ended: Ended | None = None
-    ledger: RequestLedger | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: FinishReason | None = None
+    stop: str = ""
+    ended: CallEnd | None = None
 
 
 @dataclass(slots=True)
@@ -39,61 +51,89 @@ class _Clock:
         return None if moment is None else moment - self.received_at
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ClientStream:
-    """Tokens between the gateway and one client.
+    """The tokens of one choice between the gateway and its client.
 
-    Owns: what was delivered and not yet taken, and the stream's detokenizer.
-    `writing_since` is set by the client's side while it writes; `on_broken` is called when the gateway gives it up.
+    Owns: what was delivered and not yet taken, and the answer's text, which says where a stop string ends it.
     """
 
     request: Request
-    client_id: str
     received_at: float
     told_at: float
-    detokenizer: Detokenizer
-    on_broken: Callable[[], object] | None = None
-    writing_since: float | None = None
+    text: AnswerText
+    ended: Ended | None = None
     _clock: _Clock = field(init=False)
-    _pending: list[int] = field(default_factory=list)
+    _token_ids: list[int] = field(default_factory=list)
+    _logprobs: list[TokenLogprobs] = field(default_factory=list)
+    _score_bytes: int = 0
+    _prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    _certain: str = ""
     _num_taken: int = 0
-    _ended: Ended | None = None
-    _ledger: RequestLedger | None = None
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _has_told_end: bool = False
 
     def __post_init__(self) -> None:
         self._clock = _Clock(self.received_at, self.told_at)
 
     @property
-    def name(self) -> str:
-        """What the client calls the request, or what we do."""
-        return self.client_id or self.request.id
-
-    @property
-    def ended(self) -> Ended | None:
-        """How the stream ended; None while it is open."""
-        return self._ended
-
-    @property
     def pending_bytes(self) -> int:
-        """What waits for the client."""
-        return len(self._pending) * PENDING_TOKEN_BYTES
+        """What waits for the client. The prompt's logprobs, bounded at the door and told once, are not counted."""
+        return len(self._token_ids) * PENDING_TOKEN_BYTES + self._score_bytes
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._token_ids) or (self.ended is not None and not self._has_told_end)
 
     def put(self, delivered: Delivered, now: float) -> None:
-        """Take tokens in and wake the client's side."""
+        """Take tokens in, up to the one that completes a stop string; nothing once the answer has ended."""
+        if self.text.stop or self.ended is not None:
+            return
+        before = self.text.num_tokens
+        self._certain += self.text.push(delivered.token_ids)
+        num_taken = self.text.num_tokens - before
+        self._token_ids += delivered.token_ids[:num_taken]
+        scores = delivered.logprobs[:num_taken]
+        self._logprobs += scores
+        self._score_bytes += sum(PENDING_SCORE_BYTES + PENDING_TOP_BYTES * len(score.top_ids) for score in scores)
+        self._prompt_logprobs = delivered.prompt_logprobs or self._prompt_logprobs
         clock = self._clock
         clock.last_token_at = now
         if clock.first_token_at is None:
             clock.first_token_at = now
-        self._pending += delivered.token_ids
-        self._wake.set()
 
     def end(self, ended: Ended, now: float) -> RequestLedger:
-        """Take the end in; the ledger of the request."""
+        """Take the end in; the ledger of the request. A stop string in the text stands above what the node said."""
+        if ended.outcome is Outcome.FINISHED:
+            self._certain += self.text.finish()
+            if self.text.stop:
+                ended = replace(ended, finish=FinishReason.STOP, num_tokens=self.text.num_tokens)
+        self.ended = ended
+        return self._ledger(ended, now)
+
+    def take(self) -> Chunk:
+        """All that came since the last time."""
+        index, finish = self._num_taken, self.ended.finish if self.ended else None
+        chunk = Chunk(
+            choice=self.request.sampling.choice,
+            index=index,
+            token_ids=tuple(self._token_ids),
+            text=self._certain,
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=self._prompt_logprobs,
+            finish=finish,
+            stop=self.text.stop if finish else "",
+        )
+        self._token_ids, self._logprobs, self._prompt_logprobs, self._certain = [], [], (), ""
+        self._score_bytes = 0
+        self._num_taken += len(chunk.token_ids)
+        self._has_told_end = self.ended is not None
+        return chunk
+
+    def _ledger(self, ended: Ended, now: float) -> RequestLedger:
         clock, timing = self._clock, ended.timing or Timing()
         admitted_s = clock.told_at - clock.received_at
-        self._ended = ended
-        self._ledger = RequestLedger(
+        return RequestLedger(
             id=ended.request,
             outcome=ended.outcome,
             code=ended.error.code if ended.error else "",
@@ -104,18 +144,5 @@ class ClientStream:
             wall_s=now - clock.received_at,
             ttft_s=clock.since_received(clock.first_token_at),
             last_token_s=clock.since_received(clock.last_token_at),
+            num_cached_tokens=ended.timing.num_cached_tokens if ended.timing else None,
         )
-        self._wake.set()
-        return self._ledger
-
-    async def next_chunk(self) -> Chunk:
-        """Wait for news, then take all of it. Not to be called after a chunk with `ended`."""
-        await self._wake.wait()
-        self._wake.clear()
-        token_ids, index = tuple(self._pending), self._num_taken
-        self._pending.clear()
-        self._num_taken += len(token_ids)
-        text = self.detokenizer.push(token_ids)
-        if self._ended is not None and self._ended.outcome is Outcome.FINISHED:
-            text += self.detokenizer.finish()
-        return Chunk(index, token_ids, text, self._ended, self._ledger)

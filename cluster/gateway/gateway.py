@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from cluster.api.v1.inference_pb2 import GenerateRequest
+from cluster.gateway.choices import ClientCall
 from cluster.gateway.client_stream import ClientStream
 from cluster.gateway.ledger import RequestLedger
 from cluster.gateway.limits import Limits, ServedModel
+from cluster.gateway.stops import AnswerText
 from cluster.gateway.streams import Delivered, Ended, StreamOutput, Streams
 from cluster.gateway.tokenizer import Tokenizer
 from cluster.gateway.validation import Envelope, check_prompt, check_text, read_envelope, read_sampling_for
@@ -19,7 +21,7 @@ from core.errors import DeadlineExceeded, ErrorInfo, Overloaded, Unavailable
 from core.events import GatewayEvent, Tick
 from core.goodput import RequestRecord
 from core.ids import RequestId
-from core.kv import block_keys
+from core.kv import block_keys, tail_key
 from core.request import Prompt, Request, pack_tokens
 
 LONG_TEXT_CHARS = 4096
@@ -35,7 +37,7 @@ SLOW_READER = ErrorInfo("slow_reader", "the client does not read what it asked f
 class Gateway:
     """Takes requests, holds their clients, and carries out what `Streams` decides. Lives on one asyncio loop.
 
-    Owns: the open clients and the last ledgers. Whoever runs it passes on what is addressed to the gateway (`handle`,
+    Owns: the open calls and the last ledgers. Whoever runs it passes on what is addressed to the gateway (`handle`,
     also a `Tick` every `timers.tick_s`), with `now` of `time.monotonic`, and gives `tell`, which carries messages away.
     """
 
@@ -53,7 +55,7 @@ class Gateway:
         self.streams = streams
         self.is_draining = False
         self._tell = tell
-        self._clients: dict[RequestId, ClientStream] = {}
+        self._calls: dict[RequestId, ClientCall] = {}
         self._ledgers: deque[RequestLedger] = deque(maxlen=NUM_LEDGERS)
         self._tokenizing = asyncio.Semaphore(MAX_TOKENIZING_THREADS)
 
@@ -67,20 +69,21 @@ class Gateway:
         """The same requests as goodput counts them."""
         return tuple(ledger.record for ledger in self._ledgers)
 
-    async def submit(self, message: GenerateRequest, time_left_s: float | None = None) -> ClientStream:
+    async def submit(self, message: GenerateRequest, time_left_s: float | None = None) -> ClientCall:
         """Check a request, name it, and tell the scheduler; `leave` must follow. `time_left_s` is the call's deadline.
 
-        Raises RequestError, Refused or DeadlineExceeded; then no machine was told.
+        Each of its choices is a request of its own inside. Raises RequestError, Refused or DeadlineExceeded; then no
+        machine was told.
         """
         received_at = time.monotonic()
-        self._check_room()
+        self._check_room(1)
         envelope = read_envelope(message, self.model, self.limits)
         check_prompt(message, self.model)
         if time_left_s is not None:
             envelope = replace(envelope, deadline_s=min(envelope.deadline_s, time_left_s))
         token_ids = await self._token_ids(message)
         request = self._request(message, token_ids, envelope)
-        self._check_room()
+        self._check_room(envelope.num_choices)
         return self._open(request, envelope, received_at)
 
     def handle(self, event: GatewayEvent, now: float) -> None:
@@ -100,24 +103,25 @@ class Gateway:
                 case Tell():
                     self._tell(output)
 
-    def leave(self, client: ClientStream) -> None:
+    def leave(self, call: ClientCall) -> None:
         """The client's call is over: read to its end, broken off, or past its deadline."""
-        request, now = client.request, time.monotonic()
-        if client.ended is None:
-            expired = now - client.told_at > request.deadline_s - DEADLINE_SLACK_S
-            end = self.streams.expire if expired else self.streams.cancel
-            self.carry(end(request.id, now), now)
-        del self._clients[request.id]
+        now = time.monotonic()
+        expired = now - call.told_at > call.deadline_s - DEADLINE_SLACK_S
+        end = self.streams.expire if expired else self.streams.cancel
+        self.carry([output for request in call.open_requests for output in end(request, now)], now)
+        for request in call.requests:
+            del self._calls[request]
 
     def drain(self) -> None:
         """Take no new request; open ones go on."""
         self.is_draining = True
 
-    def _check_room(self) -> None:
+    def _check_room(self, num_choices: int) -> None:
         if self.is_draining:
             raise Unavailable("the server is about to stop and takes no new request", code="draining")
-        if self.streams.num_open >= self.limits.max_streams:
-            message = f"all {self.limits.max_streams} streams of this gateway are in use"
+        num_open, limit = self.streams.num_open, self.limits.max_streams
+        if num_open + num_choices > limit:
+            message = f"{num_open} of this gateway's {limit} streams are in use, {num_choices} more are needed"
             raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
 
     async def _token_ids(self, message: GenerateRequest) -> list[int]:
@@ -132,10 +136,10 @@ class Gateway:
 
     def _request(self, message: GenerateRequest, token_ids: list[int], envelope: Envelope) -> Request:
         sampling = read_sampling_for(message, len(token_ids), self.model, self.limits)
-        packed = pack_tokens(token_ids)
+        packed, keyed_by = pack_tokens(token_ids), (self.model.block_size, envelope.tenant)
         return Request(
-            id=RequestId(secrets.token_hex(16)),
-            prompt=Prompt(len(token_ids), block_keys(packed, self.model.block_size, envelope.tenant)),
+            id=_mint(),
+            prompt=Prompt(len(token_ids), block_keys(packed, *keyed_by), tail_key(packed, *keyed_by)),
             token_ids=packed,
             sampling=sampling,
             slo=envelope.slo,
@@ -143,39 +147,66 @@ class Gateway:
             tenant=envelope.tenant,
         )
 
-    def _open(self, request: Request, envelope: Envelope, received_at: float) -> ClientStream:
+    def _open(self, request: Request, envelope: Envelope, received_at: float) -> ClientCall:
         now = time.monotonic()
         left_s = envelope.deadline_s - (now - received_at)
         if left_s <= 0:
             raise DeadlineExceeded(f"the request's {envelope.deadline_s:g} s were over before it was queued")
-        request = replace(request, deadline_s=left_s)
-        client = ClientStream(request, envelope.client_id, received_at, now, self.tokenizer.detokenizer())
-        self._clients[request.id] = client
-        self.carry(self.streams.open(request, now), now)
-        return client
+        requests = _choices(replace(request, deadline_s=left_s), envelope.num_choices)
+        clients = [ClientStream(choice, received_at, now, self._text(choice, envelope)) for choice in requests]
+        call = ClientCall(envelope.client_id, clients)
+        self._calls |= dict.fromkeys(call.requests, call)
+        self.carry([output for choice in requests for output in self.streams.open(choice, now)], now)
+        return call
+
+    def _text(self, request: Request, envelope: Envelope) -> AnswerText:
+        return AnswerText(self.tokenizer.detokenizer(), envelope.stop, request.sampling.min_tokens)
 
     def _put(self, delivered: Delivered, now: float) -> None:
-        client = self._clients[delivered.request]
-        client.put(delivered, now)
-        if client.pending_bytes > self.limits.max_pending_bytes:
-            self._give_up(client, now)
+        call = self._calls[delivered.request]
+        call.put(delivered, now)
+        if call.is_stopped(delivered.request):
+            self.carry(self.streams.stop(delivered.request, now), now)
+        if call.pending_bytes > self.limits.max_pending_bytes:
+            self._give_up(call, now)
 
     def _end(self, ended: Ended, now: float) -> None:
-        self._ledgers.append(self._clients[ended.request].end(ended, now))
+        """A choice has ended; one that did not finish takes the others with it."""
+        call = self._calls[ended.request]
+        self._ledgers.append(call.end(ended, now))
+        if ended.error is not None:
+            self._cancel(call, now, ErrorInfo(ended.error.code, "another choice of the same call ended so"))
+
+    def _cancel(self, call: ClientCall, now: float, error: ErrorInfo) -> list[StreamOutput]:
+        """End what is open of a call, all of it before any end is carried out; what was done."""
+        outputs = [output for request in call.open_requests for output in self.streams.cancel(request, now, error)]
+        self.carry(outputs, now)
+        return outputs
 
     def _drop_stuck(self, now: float) -> None:
         """Give up clients that take no byte: of open streams, and of ended ones whose rest is not read."""
-        for client in tuple(self._clients.values()):
-            if client.writing_since is None or now - client.writing_since <= self.limits.max_stall_s:
+        for call in dict.fromkeys(self._calls.values()):
+            if call.writing_since is None or now - call.writing_since <= self.limits.max_stall_s:
                 continue
-            if client.ended is None:
-                self._give_up(client, now)
-            elif client.on_broken is not None:
-                client.on_broken()
+            if call.open_requests:
+                self._give_up(call, now)
+            elif call.on_broken is not None:
+                call.on_broken()
 
-    def _give_up(self, client: ClientStream, now: float) -> None:
-        """A client does not read: its stream ends CANCELLED, unless it has ended already."""
-        outputs = self.streams.cancel(client.request.id, now, SLOW_READER)
-        self.carry(outputs, now)
-        if outputs and client.on_broken is not None:
-            client.on_broken()
+    def _give_up(self, call: ClientCall, now: float) -> None:
+        """A client does not read: its streams end CANCELLED, unless all have ended already."""
+        if self._cancel(call, now, SLOW_READER) and call.on_broken is not None:
+            call.on_broken()
+
+
+def _mint() -> RequestId:
+    return RequestId(secrets.token_hex(16))
+
+
+def _choices(request: Request, num_choices: int) -> list[Request]:
+    """The requests of one call: equal but for name and choice. The prompt's logprobs are told once, by choice 0."""
+    choices = [request]
+    for choice in range(1, num_choices):
+        sampling = replace(request.sampling, choice=choice, prompt_logprobs=None)
+        choices.append(replace(request, id=_mint(), sampling=sampling))
+    return choices

@@ -11,17 +11,21 @@ from typing import TypeAlias
 import grpc
 
 from cluster.api.v1 import inference_pb2 as pb
-from cluster.gateway.client_stream import ClientStream
+from cluster.gateway.choices import ClientCall
+from cluster.gateway.client_stream import Chunk
 from cluster.gateway.cluster_state import StateProvider
 from cluster.gateway.errors_wire import Variant, WireStatus, echoed, raised_status, wire_status
 from cluster.gateway.gateway import Gateway
+from cluster.gateway.ledger import CallEnd
 from cluster.gateway.messages import cluster_message, response_message
-from cluster.gateway.streams import Ended
 from cluster.gateway.wire_parse import parse_generate
 from core.errors import ErrorInfo, PenstockError
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 MAX_ABORT_S = 1.0
+MANY_SCORES = 1000
+"""From here on a prompt's logprobs are made into a message on a thread: the most that are told take 0.15 s."""
+
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 Context = grpc.aio.ServicerContext[bytes, bytes]
 _log = logging.getLogger(__name__)
@@ -45,39 +49,39 @@ class InferenceService:
     async def _generate(self, data: bytes, context: Context) -> None:
         async with _translated(context):
             message = parse_generate(data, self._gateway.limits.max_message_bytes)
-            client = await self._gateway.submit(message, context.time_remaining())
+            call = await self._gateway.submit(message, context.time_remaining())
             try:
-                await self._serve(client, context)
+                await self._serve(call, context)
             finally:
-                self._gateway.leave(client)
+                self._gateway.leave(call)
 
     async def _get_cluster(self, data: bytes, context: Context) -> bytes:
         async with _translated(context):
             return cluster_message(self._gateway, self._state()).SerializeToString()
 
-    async def _serve(self, client: ClientStream, context: Context) -> None:
+    async def _serve(self, call: ClientCall, context: Context) -> None:
         """Write until the end. The gateway breaks it off where the client does not read."""
         task = asyncio.current_task()
         assert task is not None
-        client.on_broken = task.cancel
+        call.on_broken = task.cancel
         try:
-            ended = await self._write_all(client, context)
+            ended = await self._write_all(call, context)
         except asyncio.CancelledError:
-            if client.ended is None or client.ended.error is None or client.ended.error.code != "slow_reader":
+            if call.ended is None or call.ended.error is None or call.ended.error.code != "slow_reader":
                 raise
-            client.writing_since, client.on_broken = None, None
-            ended = client.ended
+            call.writing_since, call.on_broken = None, None
+            ended = call.ended
         if ended.error is not None:
             await _abort(context, ended_status(ended, ended.error))
 
-    async def _write_all(self, client: ClientStream, context: Context) -> Ended:
+    async def _write_all(self, call: ClientCall, context: Context) -> CallEnd:
         while True:
-            chunk = await client.next_chunk()
-            is_answer = chunk.ended is None or chunk.ended.error is None
-            if is_answer or chunk.token_ids:
-                client.writing_since = time.monotonic()
-                await context.write(response_message(client.name, chunk).SerializeToString())
-                client.writing_since = None
+            chunk = await call.next_chunk()
+            if chunk.token_ids or chunk.finish is not None:
+                data = await _response(call.name, chunk)
+                call.writing_since = time.monotonic()
+                await context.write(data)
+                call.writing_since = None
             if chunk.ended is not None:
                 return chunk.ended
 
@@ -95,9 +99,15 @@ class UnknownMethods(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def ended_status(ended: Ended, error: ErrorInfo) -> WireStatus:
-    """The status of a stream that did not finish."""
+def ended_status(ended: CallEnd, error: ErrorInfo) -> WireStatus:
+    """The status of a call that did not finish."""
     return wire_status(error, variant=Variant.AFTER_TOKENS if ended.num_tokens else Variant.USUAL)
+
+
+async def _response(name: str, chunk: Chunk) -> bytes:
+    if len(chunk.prompt_logprobs) < MANY_SCORES:
+        return response_message(name, chunk).SerializeToString()
+    return await asyncio.to_thread(lambda: response_message(name, chunk).SerializeToString())
 
 
 @contextlib.asynccontextmanager

@@ -19,8 +19,9 @@ class ServedModel:
 class Limits:
     """Bounds at the door.
 
-    `max_pool_tokens` is what the largest node's KV pool holds; None leaves that refusal to the scheduler.
-    `default_max_tokens` caps the answer of a request that names no length. A stream whose client leaves more than
+    `max_streams` counts every choice of a call. `max_pool_tokens` is what the largest node's KV pool holds; None leaves
+    that refusal to the scheduler.
+    `default_max_tokens` caps the answer of a request that names no length. A call whose client leaves more than
     `max_pending_bytes` unread, or reads nothing for `max_stall_s`, is cancelled as a slow reader.
     """
 

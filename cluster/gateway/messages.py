@@ -4,20 +4,39 @@ from cluster.api.v1 import inference_pb2 as pb
 from cluster.gateway.client_stream import Chunk
 from cluster.gateway.cluster_state import ClusterState, NodeState
 from cluster.gateway.gateway import Gateway
-from cluster.gateway.ledger import RequestLedger
+from cluster.gateway.ledger import CallEnd, RequestLedger
 from core.ids import node_name
 from core.mix import Mix
 from core.stats import BlockCounts
+from core.step import TokenLogprobs
 
 
 def response_message(name: str, chunk: Chunk) -> pb.GenerateResponse:
     """A chunk for the client; the end's figures where it brings the end."""
-    response = pb.GenerateResponse(request_id=name, index=chunk.index, token_ids=chunk.token_ids, text=chunk.text)
-    if chunk.ended is not None and chunk.ended.finish is not None and chunk.ledger is not None:
-        response.finish_reason = chunk.ended.finish.value
-        response.usage.CopyFrom(_usage(chunk.ledger))
-        response.timing.CopyFrom(_timing(chunk.ledger))
+    response = pb.GenerateResponse(
+        request_id=name,
+        index=chunk.index,
+        token_ids=chunk.token_ids,
+        text=chunk.text,
+        finish_reason=chunk.finish.value if chunk.finish else "",
+        choice=chunk.choice,
+        stop_reason=chunk.stop,
+        logprobs=map(_scores, chunk.logprobs),
+        prompt_logprobs=map(_scores, chunk.prompt_logprobs),
+    )
+    if chunk.ended is not None and chunk.ended.error is None:
+        response.usage.CopyFrom(_usage(chunk.ended))
+        response.timing.CopyFrom(_timing(chunk.ended.slowest))
     return response
+
+
+def _scores(scores: TokenLogprobs) -> pb.TokenLogprobs:
+    return pb.TokenLogprobs(
+        logprob=scores.logprob,
+        rank=scores.rank,
+        top_token_ids=scores.top_ids,
+        top_logprobs=scores.top_logprobs,
+    )
 
 
 def cluster_message(gateway: Gateway, state: ClusterState) -> pb.GetClusterResponse:
@@ -100,8 +119,12 @@ def _ledger(ledger: RequestLedger) -> pb.RequestLedger:
     )
 
 
-def _usage(ledger: RequestLedger) -> pb.Usage:
-    return pb.Usage(prompt_tokens=ledger.num_prompt_tokens, completion_tokens=ledger.num_tokens)
+def _usage(account: RequestLedger | CallEnd) -> pb.Usage:
+    return pb.Usage(
+        prompt_tokens=account.num_prompt_tokens,
+        completion_tokens=account.num_tokens,
+        cached_tokens=account.num_cached_tokens,
+    )
 
 
 def _timing(ledger: RequestLedger) -> pb.Timing:

@@ -4,8 +4,11 @@ from array import array
 from dataclasses import dataclass, field
 
 from core.events import FinishReason
-from core.request import Request
+from core.request import Request, SamplingParams
 from core.stats import Timing
+from core.step import TokenLogprobs
+
+Scores = tuple[TokenLogprobs, ...]
 
 
 @dataclass(slots=True)
@@ -24,13 +27,21 @@ class StreamCounts:
         return self.unknown + self.fenced + self.repeated + self.overflowed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeldToken:
-    """A token that cannot go out yet."""
+    """A token on its way out. Not frozen: one is made for every token, and that costs three times as much."""
 
     token_id: int
     finish: FinishReason | None
     timing: Timing | None
+    logprobs: TokenLogprobs | None
+    prompt_logprobs: Scores | None
+
+    def answers(self, sampling: SamplingParams, index: int) -> bool:
+        """Whether it brings the scores that were asked for; those of the prompt come beside the first token."""
+        return (sampling.logprobs is None or self.logprobs is not None) and (
+            sampling.prompt_logprobs is None or index > 0 or self.prompt_logprobs is not None
+        )
 
 
 @dataclass(slots=True)
@@ -38,7 +49,8 @@ class OpenStream:
     """One open stream. `current` is the newest attempt heard of; numbers up to `fenced` say nothing any more.
 
     `log` is None once it grew past its bound. `delivered_at` is None until the current attempt delivered; `gap_since`
-    is when the first of the held tokens came, None without any.
+    is when the first of the held tokens came, None without any; `timing` is the last that the current attempt told;
+    `is_scored`: logprobs were asked for.
     """
 
     request: Request
@@ -52,6 +64,21 @@ class OpenStream:
     delivered_at: float | None = None
     gap_since: float | None = None
     told_silent: bool = False
+    timing: Timing | None = None
+    is_scored: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        asked = self.request.sampling
+        self.is_scored = asked.logprobs is not None or asked.prompt_logprobs is not None
+
+    def scores(self, index: int, tokens: list[HeldToken]) -> tuple[Scores, Scores]:
+        """What was asked for of the tokens from place `index` on, and of the prompt beside place 0."""
+        if not self.is_scored:
+            return (), ()
+        asked = self.request.sampling
+        scores = [token.logprobs for token in tokens if token.logprobs is not None and asked.logprobs is not None]
+        of_prompt = tokens[0].prompt_logprobs if asked.prompt_logprobs is not None and index == 0 else None
+        return tuple(scores), of_prompt or ()
 
     def meet(self, number: int) -> None:
         """A newer attempt speaks: what an older one left behind is void."""
@@ -63,4 +90,4 @@ class OpenStream:
     def forget(self) -> None:
         """Nothing is held and nothing expected: the next attempt may take its time to begin."""
         self.held.clear()
-        self.delivered_at, self.gap_since, self.told_silent = None, None, False
+        self.delivered_at, self.gap_since, self.told_silent, self.timing = None, None, False, None

@@ -1,4 +1,4 @@
-"""The door's checks of sampling parameters: ranges, and what is not served yet refused by name."""
+"""The door's checks of sampling parameters: every range, and what is not served yet refused by name."""
 
 import math
 import secrets
@@ -11,10 +11,18 @@ MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 MAX_STOP_TOKEN_IDS = 300
 MAX_LOGIT_BIAS = 300
+MAX_BIAS = 100.0
+MAX_PENALTY = 2.0
 MAX_STOPS = 4
 MAX_STOP_BYTES = 256
 MAX_N = 8
 MAX_LOGPROBS = 20
+MAX_SCORED_PROMPT_TOKENS = 32_768
+"""A message to the gateway has columns of at most this length (`cluster.codec.MAX_COLUMN`)."""
+
+MAX_PROMPT_SCORES = 262_144
+"""Values of a prompt's logprobs: they travel in one message and one response, below 4 MiB, gRPC's usual limit."""
+
 MAX_TEMPERATURE = 2.0
 
 
@@ -33,13 +41,9 @@ def check_token_ids(ids: tuple[int, ...], vocab_size: int, field: str) -> tuple[
     return ids
 
 
-def read_sampling(message: SamplingMessage, vocab_size: int, max_tokens: int) -> SamplingParams:
+def read_sampling(message: SamplingMessage, vocab_size: int, max_tokens: int, num_prompt_tokens: int) -> SamplingParams:
     """Sampling parameters within their limits; `max_tokens` is what `read_max_tokens` and the context made of it."""
-    refuse_unserved(message, vocab_size)
-    ids = tuple(message.stop_token_ids)
-    if len(ids) > MAX_STOP_TOKEN_IDS:
-        problem = f"at most {MAX_STOP_TOKEN_IDS}, are {len(ids)}"
-        raise FieldError("sampling.stop_token_ids", problem, "invalid_token_id")
+    _refuse_unserved(message)
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=_temperature(message),
@@ -48,8 +52,35 @@ def read_sampling(message: SamplingMessage, vocab_size: int, max_tokens: int) ->
         min_p=_min_p(message),
         seed=_seed(message),
         ignore_eos=message.ignore_eos,
-        stop_token_ids=check_token_ids(ids, vocab_size, "sampling.stop_token_ids"),
+        stop_token_ids=_stop_token_ids(message, vocab_size),
+        repetition_penalty=_repetition_penalty(message),
+        presence_penalty=_penalty(message.presence_penalty, "sampling.presence_penalty"),
+        frequency_penalty=_penalty(message.frequency_penalty, "sampling.frequency_penalty"),
+        logit_bias=_logit_bias(message, vocab_size),
+        min_tokens=_min_tokens(message, max_tokens),
+        logprobs=_logprobs(message, "logprobs", vocab_size),
+        prompt_logprobs=_prompt_logprobs(message, vocab_size, num_prompt_tokens),
     )
+
+
+def read_num_choices(message: SamplingMessage) -> int:
+    """How many answers were asked for."""
+    if not message.HasField("n"):
+        return 1
+    if not 1 <= message.n <= MAX_N:
+        raise FieldError("sampling.n", f"must be 1 to {MAX_N}, is {message.n}", "invalid_n")
+    return message.n
+
+
+def read_stops(message: SamplingMessage) -> tuple[str, ...]:
+    """The stop strings, each once."""
+    if len(message.stop) > MAX_STOPS:
+        raise FieldError("sampling.stop", f"at most {MAX_STOPS}, are {len(message.stop)}", "invalid_stop")
+    for index, stop in enumerate(message.stop):
+        if not 1 <= len(stop.encode()) <= MAX_STOP_BYTES:
+            problem = f"must have 1 to {MAX_STOP_BYTES} bytes, has {len(stop.encode())}"
+            raise FieldError(f"sampling.stop[{index}]", problem, "invalid_stop")
+    return tuple(dict.fromkeys(message.stop))
 
 
 def read_max_tokens(message: SamplingMessage) -> int | None:
@@ -103,79 +134,76 @@ def _seed(message: SamplingMessage) -> int:
     return message.seed
 
 
-def refuse_unserved(message: SamplingMessage, vocab_size: int) -> None:
-    """Fields that later versions serve: out of range is the caller's mistake, in range is refused by name."""
-    _refuse_choices(message)
-    _refuse_logprobs(message)
-    _refuse_stops(message)
-    _refuse_min_tokens(message)
-    _refuse_penalties(message)
-    _refuse_logit_bias(message, vocab_size)
-    for name in ("grammar", "json_schema"):
-        if message.HasField(name):
-            raise _unserved(name)
+def _stop_token_ids(message: SamplingMessage, vocab_size: int) -> tuple[int, ...]:
+    ids = tuple(message.stop_token_ids)
+    if len(ids) > MAX_STOP_TOKEN_IDS:
+        problem = f"at most {MAX_STOP_TOKEN_IDS}, are {len(ids)}"
+        raise FieldError("sampling.stop_token_ids", problem, "invalid_token_id")
+    return check_token_ids(ids, vocab_size, "sampling.stop_token_ids")
 
 
-def _unserved(name: str) -> FieldError:
-    return FieldError(f"sampling.{name}", "is not served yet; leave it out", "unsupported_parameter")
-
-
-def _refuse_choices(message: SamplingMessage) -> None:
-    if not message.HasField("n") or message.n == 1:
-        return
-    if not 1 <= message.n <= MAX_N:
-        raise FieldError("sampling.n", f"must be 1 to {MAX_N}, is {message.n}", "invalid_n")
-    raise _unserved("n")
-
-
-def _refuse_logprobs(message: SamplingMessage) -> None:
-    if not message.HasField("logprobs"):
-        return
-    if not 0 <= message.logprobs <= MAX_LOGPROBS:
-        raise FieldError("sampling.logprobs", f"must be 0 to {MAX_LOGPROBS}, is {message.logprobs}", "invalid_logprobs")
-    raise _unserved("logprobs")
-
-
-def _refuse_stops(message: SamplingMessage) -> None:
-    if not message.stop:
-        return
-    if len(message.stop) > MAX_STOPS:
-        raise FieldError("sampling.stop", f"at most {MAX_STOPS}, are {len(message.stop)}", "invalid_stop")
-    for index, stop in enumerate(message.stop):
-        if not 1 <= len(stop.encode()) <= MAX_STOP_BYTES:
-            problem = f"must have 1 to {MAX_STOP_BYTES} bytes, has {len(stop.encode())}"
-            raise FieldError(f"sampling.stop[{index}]", problem, "invalid_stop")
-    raise _unserved("stop")
-
-
-def _refuse_min_tokens(message: SamplingMessage) -> None:
+def _min_tokens(message: SamplingMessage, max_tokens: int) -> int:
     value = message.min_tokens
-    if value < 0 or (message.HasField("max_tokens") and value > message.max_tokens):
-        raise FieldError("sampling.min_tokens", f"must be 0 to max_tokens, is {value}", "invalid_min_tokens")
-    if value:
-        raise _unserved("min_tokens")
+    if not 0 <= value <= max_tokens:
+        problem = f"must be 0 to max_tokens, here {max_tokens}, is {value}"
+        raise FieldError("sampling.min_tokens", problem, "invalid_min_tokens")
+    return value
 
 
-def _refuse_penalties(message: SamplingMessage) -> None:
-    for name in ("presence_penalty", "frequency_penalty"):
-        value = check_number(getattr(message, name), f"sampling.{name}")
-        if not -2 <= value <= 2:
-            raise FieldError(f"sampling.{name}", f"must be -2 to 2, is {value:g}", "invalid_sampling")
-        if value:
-            raise _unserved(name)
-    if message.HasField("repetition_penalty"):
-        value = check_number(message.repetition_penalty, "sampling.repetition_penalty")
-        if value <= 0:
-            raise FieldError("sampling.repetition_penalty", f"must be above 0, is {value:g}", "invalid_sampling")
-        if value != 1:
-            raise _unserved("repetition_penalty")
+def _penalty(value: float, field: str) -> float:
+    if not -MAX_PENALTY <= check_number(value, field) <= MAX_PENALTY:
+        raise FieldError(field, f"must be -{MAX_PENALTY:g} to {MAX_PENALTY:g}, is {value:g}", "invalid_sampling")
+    return value
 
 
-def _refuse_logit_bias(message: SamplingMessage, vocab_size: int) -> None:
-    if not message.logit_bias:
-        return
+def _repetition_penalty(message: SamplingMessage) -> float:
+    if not message.HasField("repetition_penalty"):
+        return 1.0
+    value, field = message.repetition_penalty, "sampling.repetition_penalty"
+    if not 0 < check_number(value, field) <= MAX_PENALTY:
+        raise FieldError(field, f"must be above 0 and at most {MAX_PENALTY:g}, is {value:g}", "invalid_sampling")
+    return value
+
+
+def _logit_bias(message: SamplingMessage, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    """By token id; those that change nothing are left out."""
     if len(message.logit_bias) > MAX_LOGIT_BIAS:
         problem = f"at most {MAX_LOGIT_BIAS} entries, are {len(message.logit_bias)}"
         raise FieldError("sampling.logit_bias", problem, "invalid_token_id")
-    check_token_ids(tuple(message.logit_bias), vocab_size, "sampling.logit_bias")
-    raise _unserved("logit_bias")
+    for token, bias in sorted(message.logit_bias.items()):
+        field = f"sampling.logit_bias[{token}]"
+        if not 0 <= token < vocab_size:
+            raise FieldError(field, f"must be of a token from 0 to {vocab_size - 1}", "invalid_token_id")
+        if not -MAX_BIAS <= check_number(bias, field) <= MAX_BIAS:
+            raise FieldError(field, f"must be -{MAX_BIAS:g} to {MAX_BIAS:g}, is {bias:g}", "invalid_sampling")
+    return tuple(sorted((token, bias) for token, bias in message.logit_bias.items() if bias))
+
+
+def _logprobs(message: SamplingMessage, name: str, vocab_size: int) -> int | None:
+    """How many best tokens to tell; no more than there are."""
+    if not message.HasField(name):
+        return None
+    value: int = getattr(message, name)
+    if not 0 <= value <= MAX_LOGPROBS:
+        raise FieldError(f"sampling.{name}", f"must be 0 to {MAX_LOGPROBS}, is {value}", "invalid_logprobs")
+    return min(value, vocab_size)
+
+
+def _prompt_logprobs(message: SamplingMessage, vocab_size: int, num_prompt_tokens: int) -> int | None:
+    value = _logprobs(message, "prompt_logprobs", vocab_size)
+    if value is None:
+        return None
+    num_scores, field = num_prompt_tokens * (value + 1), "sampling.prompt_logprobs"
+    if num_prompt_tokens > MAX_SCORED_PROMPT_TOKENS:
+        problem = f"at most {MAX_SCORED_PROMPT_TOKENS} prompt tokens can be told of, are {num_prompt_tokens}"
+        raise FieldError(field, problem, "invalid_logprobs")
+    if num_scores > MAX_PROMPT_SCORES:
+        problem = f"{num_prompt_tokens} prompt tokens times {value + 1} are {num_scores}, at most {MAX_PROMPT_SCORES}"
+        raise FieldError(field, problem, "invalid_logprobs")
+    return value
+
+
+def _refuse_unserved(message: SamplingMessage) -> None:
+    for name in ("grammar", "json_schema"):
+        if message.HasField(name):
+            raise FieldError(f"sampling.{name}", "is not served yet; leave it out", "unsupported_parameter")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cluster.gateway.open_stream import HeldToken, OpenStream, StreamCounts
+from cluster.gateway.open_stream import HeldToken, OpenStream, Scores, StreamCounts
 from core.commands import Tell
 from core.errors import ErrorInfo
 from core.events import (
@@ -32,15 +32,21 @@ EXPIRY_GRACE_S = 0.5
 
 SILENCE_TPOTS = 5.0
 CLIENT_LEFT = ErrorInfo("client_closed", "the client left before the answer was complete")
+UNSCORED = ErrorInfo("internal", "a node told a token without the logprobs that were asked for")
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Tokens for the client: contiguous, in order, each exactly once. `index` is the first one's place."""
+    """Tokens for the client: contiguous, in order, each exactly once. `index` is the first one's place.
+
+    `logprobs` is aligned with `token_ids` where they were asked for, else empty; `prompt_logprobs` come with place 0.
+    """
 
     request: RequestId
     index: int
     token_ids: tuple[int, ...]
+    logprobs: Scores = ()
+    prompt_logprobs: Scores = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +95,25 @@ class Streams:
 
     def cancel(self, request: RequestId, now: float, error: ErrorInfo = CLIENT_LEFT) -> list[StreamOutput]:
         """End a stream CANCELLED at once; nothing where it has ended already."""
-        stream = self._find(request)
+        stream = self._streams.get(request)
         if stream is None:
             return []
         return [self._end(stream, Outcome.CANCELLED, error=error), Tell(SCHEDULER, RequestCancelled(request))]
 
     def stop(self, request: RequestId, now: float) -> list[StreamOutput]:
-        """End a stream FINISHED because its text matched a stop string; nothing where it has ended already."""
-        stream = self._find(request)
+        """End a stream FINISHED because its text matched a stop string; nothing where it has ended already.
+
+        What was delivered beyond the match still counts here: whoever has the text knows where that was.
+        """
+        stream = self._streams.get(request)
         if stream is None:
             return []
-        ended = self._end(stream, Outcome.FINISHED, finish=FinishReason.STOP)
+        ended = self._end(stream, Outcome.FINISHED, finish=FinishReason.STOP, timing=stream.timing)
         return [ended, self._told_end(ended)]
 
     def expire(self, request: RequestId, now: float) -> list[StreamOutput]:
         """End a stream EXPIRED because its time is over; nothing where it has ended already."""
-        stream = self._find(request)
+        stream = self._streams.get(request)
         return [] if stream is None else self._expire(stream)
 
     def handle(self, event: GatewayEvent, now: float) -> list[StreamOutput]:
@@ -144,15 +153,24 @@ class Streams:
 
     def _on_tokens(self, event: TokensEmitted, now: float) -> list[StreamOutput]:
         outputs: list[StreamOutput] = []
-        columns = zip(event.attempts, event.indices, event.token_ids, event.finishes, event.timings, strict=True)
-        for attempt, index, token_id, finish, timing in columns:
+        nothing = (None,) * len(event.attempts)
+        scores, of_prompts = event.logprobs or nothing, event.prompt_logprobs or nothing
+        tokens = map(HeldToken, event.token_ids, event.finishes, event.timings, scores, of_prompts)
+        for attempt, index, token in zip(event.attempts, event.indices, tokens, strict=True):
             stream = self._find(request_of(attempt))
             if stream is not None and self._keep(stream, number_of(attempt), index):
-                stream.held[index] = HeldToken(token_id, finish, timing)
-                if stream.gap_since is None:
-                    stream.gap_since = now
-                outputs += self._deliver(stream, now)
+                outputs += self._take(stream, index, token, now)
         return outputs
+
+    def _take(self, stream: OpenStream, index: int, token: HeldToken, now: float) -> list[StreamOutput]:
+        """A token that is of use; one without the scores that were asked for is a node's mistake, and the end."""
+        if stream.is_scored and not token.answers(stream.request.sampling, index):
+            ended = self._end(stream, Outcome.FAILED, error=UNSCORED)
+            return [ended, self._told_end(ended)]
+        stream.held[index] = token
+        if stream.gap_since is None:
+            stream.gap_since = now
+        return self._deliver(stream, now)
 
     def _keep(self, stream: OpenStream, number: int, index: int) -> bool:
         """Whether this token may still be of use."""
@@ -170,22 +188,24 @@ class Streams:
 
     def _deliver(self, stream: OpenStream, now: float) -> list[StreamOutput]:
         """What can go out now, and the end where it is among it."""
-        index, token_ids, last = stream.next, [], None
-        while last is None and (held := stream.held.pop(stream.next, None)) is not None:
-            token_ids.append(held.token_id)
+        index, tokens, finish = stream.next, [], None
+        while finish is None and (held := stream.held.pop(stream.next, None)) is not None:
+            tokens.append(held)
             stream.next += 1
-            last = held if held.finish is not None else None
-        if not token_ids:
+            stream.timing = held.timing or stream.timing
+            finish = held.finish
+        if not tokens:
             return []
         stream.delivered_at, stream.gap_since, stream.told_silent = now, now if stream.held else None, False
+        token_ids = tuple([token.token_id for token in tokens])
         self._log(stream, token_ids)
-        delivered = Delivered(stream.request.id, index, tuple(token_ids))
-        if last is None:
+        delivered = Delivered(stream.request.id, index, token_ids, *stream.scores(index, tokens))
+        if finish is None:
             return [delivered]
-        ended = self._end(stream, Outcome.FINISHED, finish=last.finish, timing=last.timing)
+        ended = self._end(stream, Outcome.FINISHED, finish=finish, timing=stream.timing)
         return [delivered, ended, self._told_end(ended)]
 
-    def _log(self, stream: OpenStream, token_ids: list[int]) -> None:
+    def _log(self, stream: OpenStream, token_ids: tuple[int, ...]) -> None:
         if stream.log is None:
             return
         stream.log.extend(token_ids)

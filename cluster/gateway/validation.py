@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from cluster.api.v1.inference_pb2 import GenerateRequest
 from cluster.gateway.errors_wire import FieldError, Variant, echoed
 from cluster.gateway.limits import Limits, ServedModel
-from cluster.gateway.sampling_checks import check_number, check_token_ids, read_max_tokens, read_sampling
+from cluster.gateway.sampling_checks import (
+    check_number,
+    check_token_ids,
+    read_max_tokens,
+    read_num_choices,
+    read_sampling,
+    read_stops,
+)
 from core.request import SLO, SamplingParams
 
 MAX_NAME_CHARS = 128
@@ -16,13 +23,15 @@ _TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """All of a request but its prompt and sampling."""
+    """All of a request but its prompt and what the engine samples by."""
 
     client_id: str
     slo: SLO | None
     priority: int
     tenant: str
     deadline_s: float
+    num_choices: int
+    stop: tuple[str, ...]
 
 
 def check_prompt(message: GenerateRequest, model: ServedModel) -> None:
@@ -55,7 +64,7 @@ def check_text(text: str, max_token_chars: int, model: ServedModel) -> None:
 
 
 def read_envelope(message: GenerateRequest, model: ServedModel, limits: Limits) -> Envelope:
-    """Names, targets and times within their limits."""
+    """Names, targets, times and counts within their limits."""
     _check_model(message.model, model)
     return Envelope(
         client_id=_client_id(message.request_id),
@@ -63,6 +72,8 @@ def read_envelope(message: GenerateRequest, model: ServedModel, limits: Limits) 
         priority=max(-limits.max_priority, min(message.priority, limits.max_priority)),
         tenant=_tenant(message.tenant),
         deadline_s=_deadline_s(message, limits),
+        num_choices=read_num_choices(message.sampling),
+        stop=read_stops(message.sampling),
     )
 
 
@@ -72,7 +83,7 @@ def read_sampling_for(
     """Sampling parameters whose answer fits behind the prompt, in the context and in a node's pool."""
     check_length(num_prompt_tokens, model)
     max_tokens = _max_tokens(read_max_tokens(message.sampling), num_prompt_tokens, model, limits)
-    return read_sampling(message.sampling, model.vocab_size, max_tokens)
+    return read_sampling(message.sampling, model.vocab_size, max_tokens, num_prompt_tokens)
 
 
 def _max_tokens(asked: int | None, num_prompt_tokens: int, model: ServedModel, limits: Limits) -> int:

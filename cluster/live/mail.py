@@ -42,10 +42,15 @@ class Wire(Protocol):
 
 def payloads(letters: list[tuple[Address, Event]]) -> Iterable[bytes]:
     """The letters of a turn as one payload, or as several where one would be over the limit. Raises CodecError."""
-    payload = encode_many(letters)
-    if len(payload) <= MAX_ENVELOPE_BYTES:
-        return [payload]
-    if len(letters) == 1:
-        raise CodecError(f"{type(letters[0][1]).__name__}: {len(payload)} bytes; the limit is {MAX_ENVELOPE_BYTES}")
+    try:
+        payload = encode_many(letters)
+    except CodecError:
+        if len(letters) == 1:
+            raise
+    else:
+        if len(payload) <= MAX_ENVELOPE_BYTES:
+            return [payload]
+        if len(letters) == 1:
+            raise CodecError(f"{type(letters[0][1]).__name__}: {len(payload)} bytes; the limit is {MAX_ENVELOPE_BYTES}")
     middle = len(letters) // 2
     return [*payloads(letters[:middle]), *payloads(letters[middle:])]

@@ -9,6 +9,7 @@ from core.goodput import Outcome
 from tests.gateway.fake_cluster import MAX_MODEL_LEN, VOCAB_SIZE
 
 POOL = 300
+LONG = 40_000
 USUAL = Limits()
 
 
@@ -25,6 +26,11 @@ def ids(*token_ids: int, max_tokens: int | None = None) -> bytes:
     return pb.GenerateRequest(token_ids=pb.TokenIds(ids=token_ids), sampling=params).SerializeToString()
 
 
+def scored(num_prompt_tokens: int, prompt_logprobs: int) -> bytes:
+    params = pb.SamplingParams(max_tokens=1, prompt_logprobs=prompt_logprobs)
+    return pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5] * num_prompt_tokens), sampling=params).SerializeToString()
+
+
 @dataclass(frozen=True)
 class BadInput:
     """`row` is the number in the table of the reliability plan, 0 for what it does not list."""
@@ -37,9 +43,11 @@ class BadInput:
     field: str = ""
     limits: Limits = USUAL
     says: str = ""
+    max_model_len: int = MAX_MODEL_LEN
 
 
 IA = "INVALID_ARGUMENT"
+PRESENCE, REPEAT, BIAS = "sampling.presence_penalty", "sampling.repetition_penalty", "sampling.logit_bias[7]"
 SMALL = Limits(max_pool_tokens=POOL)
 INPUTS = (
     BadInput(3, "more than 8 MiB", text("x" * (8 * 1024 * 1024 + 1)), "RESOURCE_EXHAUSTED", "body_too_large"),
@@ -53,6 +61,11 @@ INPUTS = (
     BadInput(14, "minus zero", sampling(temperature=-0.0), IA, "invalid_type", "sampling.temperature"),
     BadInput(14, "NaN for a target", text(slo=pb.SLO(ttft_s=math.nan, tpot_s=1)), IA, "invalid_type", "slo.ttft_s"),
     BadInput(14, "NaN penalty", sampling(presence_penalty=math.nan), IA, "invalid_type", "sampling.presence_penalty"),
+    BadInput(14, "-0 penalty", sampling(frequency_penalty=-0.0), IA, "invalid_type", "sampling.frequency_penalty"),
+    BadInput(
+        14, "inf penalty", sampling(repetition_penalty=math.inf), IA, "invalid_type", "sampling.repetition_penalty"
+    ),
+    BadInput(14, "NaN bias", sampling(logit_bias={7: math.nan}), IA, "invalid_type", "sampling.logit_bias[7]"),
     BadInput(15, "no prompt", b"", IA, "empty_prompt", "text"),
     BadInput(15, "empty text", text(""), IA, "empty_prompt", "text"),
     BadInput(15, "no token ids", ids(), IA, "empty_prompt", "token_ids"),
@@ -90,10 +103,12 @@ INPUTS = (
     ),
     BadInput(21, "min > max", sampling(min_tokens=9, max_tokens=8), IA, "invalid_min_tokens", "sampling.min_tokens"),
     BadInput(21, "min_tokens -1", sampling(min_tokens=-1), IA, "invalid_min_tokens", "sampling.min_tokens"),
-    BadInput(21, "min_tokens", sampling(min_tokens=3), IA, "unsupported_parameter", "sampling.min_tokens"),
+    BadInput(
+        21, "min > default", sampling(min_tokens=257), IA, "invalid_min_tokens", "sampling.min_tokens", says="256"
+    ),
     BadInput(22, "n 0", sampling(n=0), IA, "invalid_n", "sampling.n"),
     BadInput(22, "n 9", sampling(n=9), IA, "invalid_n", "sampling.n", says="8"),
-    BadInput(22, "n 2", sampling(n=2), IA, "unsupported_parameter", "sampling.n", says="not served yet"),
+    BadInput(22, "n -1", sampling(n=-1), IA, "invalid_n", "sampling.n", says="1 to 8"),
     BadInput(23, "temperature 2.5", sampling(temperature=2.5), IA, "invalid_sampling", "sampling.temperature"),
     BadInput(23, "temperature < 0", sampling(temperature=-0.1), IA, "invalid_sampling", "sampling.temperature"),
     BadInput(23, "top_p 0", sampling(top_p=0), IA, "invalid_sampling", "sampling.top_p"),
@@ -101,14 +116,29 @@ INPUTS = (
     BadInput(23, "top_k -2", sampling(top_k=-2), IA, "invalid_sampling", "sampling.top_k"),
     BadInput(23, "min_p 2", sampling(min_p=2), IA, "invalid_sampling", "sampling.min_p"),
     BadInput(23, "penalty 3", sampling(frequency_penalty=3), IA, "invalid_sampling", "sampling.frequency_penalty"),
-    BadInput(23, "penalty 1", sampling(presence_penalty=1), IA, "unsupported_parameter", "sampling.presence_penalty"),
-    BadInput(23, "repeat 0", sampling(repetition_penalty=0), IA, "invalid_sampling", "sampling.repetition_penalty"),
-    BadInput(
-        23, "repeat 1.5", sampling(repetition_penalty=1.5), IA, "unsupported_parameter", "sampling.repetition_penalty"
+    *(
+        BadInput(
+            23, f"presence {value}", sampling(presence_penalty=value), IA, "invalid_sampling", PRESENCE, says="-2 to 2"
+        )
+        for value in (-2.1, 2.1)
+    ),
+    *(
+        BadInput(
+            23, f"repeat {value}", sampling(repetition_penalty=value), IA, "invalid_sampling", REPEAT, says="most 2"
+        )
+        for value in (0, -1, 2.1)
+    ),
+    *(
+        BadInput(23, f"bias {value}", sampling(logit_bias={7: value}), IA, "invalid_sampling", BIAS, says="-100 to 100")
+        for value in (-100.5, 101)
     ),
     BadInput(24, "stop id", sampling(stop_token_ids=[1, 300]), IA, "invalid_token_id", "sampling.stop_token_ids[1]"),
     BadInput(24, "301 stops", sampling(stop_token_ids=[1] * 301), IA, "invalid_token_id", "sampling.stop_token_ids"),
-    BadInput(24, "bias id", sampling(logit_bias={-1: 1.0}), IA, "invalid_token_id", "sampling.logit_bias[0]"),
+    BadInput(24, "stop id < 0", sampling(stop_token_ids=[-1]), IA, "invalid_token_id", "sampling.stop_token_ids[0]"),
+    BadInput(24, "bias id < 0", sampling(logit_bias={-1: 1.0}), IA, "invalid_token_id", "sampling.logit_bias[-1]"),
+    BadInput(
+        24, "bias id", sampling(logit_bias={1: 1, VOCAB_SIZE: 1}), IA, "invalid_token_id", "sampling.logit_bias[300]"
+    ),
     BadInput(
         24,
         "301 biases",
@@ -116,18 +146,39 @@ INPUTS = (
         IA,
         "invalid_token_id",
         "sampling.logit_bias",
+        says="300",
     ),
-    BadInput(24, "logit_bias", sampling(logit_bias={1: 1.0}), IA, "unsupported_parameter", "sampling.logit_bias"),
     BadInput(25, "prompt id too large", ids(1, VOCAB_SIZE), IA, "invalid_token_id", "token_ids.ids[1]", says="299"),
     BadInput(25, "prompt id < 0", ids(-1), IA, "invalid_token_id", "token_ids.ids[0]"),
     BadInput(25, "prompt id 2^62", ids(2**62), IA, "invalid_token_id", "token_ids.ids[0]"),
     BadInput(26, "5 stops", sampling(stop=list("abcde")), IA, "invalid_stop", "sampling.stop", says="4"),
     BadInput(26, "long stop", sampling(stop=["é" * 129]), IA, "invalid_stop", "sampling.stop[0]", says="256"),
     BadInput(26, "empty stop", sampling(stop=["a", ""]), IA, "invalid_stop", "sampling.stop[1]"),
-    BadInput(26, "a stop", sampling(stop=["END"]), IA, "unsupported_parameter", "sampling.stop"),
     BadInput(27, "seed beyond", sampling(seed=-(2**63)), IA, "invalid_seed", "sampling.seed"),
     BadInput(28, "logprobs 21", sampling(logprobs=21), IA, "invalid_logprobs", "sampling.logprobs", says="20"),
-    BadInput(28, "logprobs", sampling(logprobs=0), IA, "unsupported_parameter", "sampling.logprobs"),
+    BadInput(28, "logprobs -1", sampling(logprobs=-1), IA, "invalid_logprobs", "sampling.logprobs"),
+    BadInput(28, "of prompt 21", sampling(prompt_logprobs=21), IA, "invalid_logprobs", "sampling.prompt_logprobs"),
+    BadInput(28, "of prompt -1", sampling(prompt_logprobs=-1), IA, "invalid_logprobs", "sampling.prompt_logprobs"),
+    BadInput(
+        28,
+        "too many scores",
+        scored(12_484, 20),
+        IA,
+        "invalid_logprobs",
+        "sampling.prompt_logprobs",
+        says="at most 262144",
+        max_model_len=LONG,
+    ),
+    BadInput(
+        28,
+        "too long to score",
+        scored(32_769, 0),
+        IA,
+        "invalid_logprobs",
+        "sampling.prompt_logprobs",
+        says="at most 32768",
+        max_model_len=LONG,
+    ),
     BadInput(31, "a grammar", sampling(grammar="root ::= x"), IA, "unsupported_parameter", "sampling.grammar"),
     BadInput(31, "a schema", sampling(json_schema="{}"), IA, "unsupported_parameter", "sampling.json_schema"),
     BadInput(34, "long request id", text(request_id="r" * 129), IA, "invalid_request_id", "request_id", says="128"),
@@ -137,6 +188,9 @@ INPUTS = (
     BadInput(36, "deadline past", text(deadline_ms=-5), "DEADLINE_EXCEEDED", "invalid_deadline", "deadline_ms"),
     BadInput(36, "deadline 99 ms", text(deadline_ms=99), "DEADLINE_EXCEEDED", "invalid_deadline", "deadline_ms"),
     BadInput(38, "no free stream", text(), "RESOURCE_EXHAUSTED", "overloaded", "", Limits(max_streams=0)),
+    BadInput(
+        38, "no room for all choices", sampling(n=3), "RESOURCE_EXHAUSTED", "overloaded", "", Limits(max_streams=2), "2"
+    ),
     BadInput(49, "malformed protobuf", b"\xff\xff\xff", IA, "invalid_request"),
     BadInput(49, "truncated protobuf", text("a long enough text")[:-3], IA, "invalid_request"),
     BadInput(0, "half an SLO", text(slo=pb.SLO(ttft_s=1)), IA, "invalid_request", "slo.tpot_s"),

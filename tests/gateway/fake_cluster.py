@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -29,14 +29,15 @@ from core.events import (
     TokensEmitted,
 )
 from core.goodput import Outcome
-from core.ids import SCHEDULER, GatewayId, NodeId, RequestId, attempt_id
+from core.ids import SCHEDULER, AttemptId, GatewayId, NodeId, RequestId, attempt_id
 from core.mix import mix_of
 from core.request import Request, num_packed, unpack_tokens
 from core.stats import BlockCounts, NodeStats, Timing
+from core.step import TokenLogprobs
 
 VOCAB_SIZE = 300
 MAX_MODEL_LEN = 512
-TIMING = Timing(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007)
+TIMING = Timing(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, num_cached_tokens=2)
 CHAT_TEMPLATE = "{% for m in messages %}<user>{{ m['content'] }}</user>{% endfor %}{{ eos_token }}"
 STATS = NodeStats(3, 1, 2, 0, 4, BlockCounts(36, 1, 2, 3, 4, 5, 6, 7, 8), 0, 99, 0.01, 0)
 
@@ -58,11 +59,18 @@ def tiny_tokenizer(vocab_size: int = VOCAB_SIZE) -> HFTokenizer:
     return tokenizer
 
 
-class FakeCluster:
-    """Answers like scheduler and nodes: token i of an answer is token i of the prompt, round and round.
+def score(choice: int, place: int, num_top: int) -> TokenLogprobs:
+    """What the fake nodes tell of a token; those of the prompt have choice -1."""
+    logprob = -(choice + 2) - place / 1024
+    return TokenLogprobs(logprob, place % 9 + 1, tuple(range(num_top)), tuple(logprob - i for i in range(num_top)))
 
-    Catches: streams mixed up, tokens lost, repeated or reordered on the way to the client, requests the gateway forgets
-    to end or to cancel. Cannot catch what real scheduling or KV would do. `answer` may be replaced by a test.
+
+class FakeCluster:
+    """Answers like scheduler and nodes: token i of choice c is token i + c of the prompt, round and round.
+
+    Scores, where asked for, are those of `score`. Catches: streams, choices or scores mixed up, tokens lost, repeated
+    or reordered on the way to the client, requests the gateway forgets to end or to cancel. Cannot catch what real
+    scheduling or KV would do. `answer` may be replaced by a test.
     """
 
     def __init__(self) -> None:
@@ -73,6 +81,7 @@ class FakeCluster:
         self.told_ends: dict[RequestId, Outcome] = {}
         self.resumed: dict[RequestId, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._scored: set[AttemptId] = set()
 
     def tell(self, tell: Tell) -> None:
         """What the gateway says to the scheduler."""
@@ -96,18 +105,32 @@ class FakeCluster:
 
     def emit(self, request: Request, first: int, count: int, number: int = 1) -> None:
         """Tokens of one step, with the finish where `max_tokens` are reached."""
-        prompt = unpack_tokens(request.token_ids)
-        places = range(first, min(first + count, request.sampling.max_tokens))
-        ends = [place == request.sampling.max_tokens - 1 for place in places]
+        prompt, asked = unpack_tokens(request.token_ids), request.sampling
+        places = range(first, min(first + count, asked.max_tokens))
+        ends = [place == asked.max_tokens - 1 for place in places]
+        attempt = attempt_id(request.id, number)
         self.give(
             TokensEmitted(
-                (attempt_id(request.id, number),) * len(places),
+                (attempt,) * len(places),
                 tuple(places),
-                tuple(prompt[place % len(prompt)] for place in places),
+                tuple(prompt[(place + asked.choice) % len(prompt)] for place in places),
                 tuple(FinishReason.LENGTH if end else None for end in ends),
-                tuple(TIMING if end else None for end in ends),
+                tuple(replace(TIMING, num_cached_tokens=2 + asked.choice) if end else None for end in ends),
+                () if asked.logprobs is None else tuple(score(asked.choice, place, asked.logprobs) for place in places),
+                self._prompt_logprobs(request, attempt, len(places)),
             )
         )
+
+    def _prompt_logprobs(
+        self, request: Request, attempt: AttemptId, count: int
+    ) -> tuple[tuple[TokenLogprobs, ...] | None, ...]:
+        """Beside the first token of every attempt."""
+        num_top = request.sampling.prompt_logprobs
+        if num_top is None or count == 0 or attempt in self._scored:
+            return ()
+        self._scored.add(attempt)
+        scores = tuple(score(-1, place, num_top) for place in range(1, request.prompt.num_tokens))
+        return (scores, *(None,) * (count - 1))
 
     async def echo(self, request: Request) -> None:
         """The whole answer, a token at a time."""

@@ -14,7 +14,7 @@ from cluster.gateway.errors_wire import DOMAIN, PUSHBACK_KEY, ROWS, Variant, ech
 from cluster.gateway.limits import Limits
 from core.errors import ErrorInfo
 from tests.gateway.bad_inputs import ELSEWHERE, FAILURES, IA, INPUTS, BadInput, Failure, text
-from tests.gateway.fake_cluster import Place, serve
+from tests.gateway.fake_cluster import MAX_MODEL_LEN, Place, serve
 
 GENERATE = "/penstock.v1.InferenceService/Generate"
 
@@ -69,7 +69,7 @@ def check(answer: Answer, status: str, code: str, field: str) -> None:
 def test_the_tables_are_whole() -> None:
     assert len(ROWS) == 36
     assert len({(row.code, row.variant) for row in ROWS}) == len(ROWS)
-    assert (len(INPUTS), len(FAILURES)) == (77, 17)
+    assert (len(INPUTS), len(FAILURES)) == (89, 17)
     assert len({bad.name for bad in INPUTS}) == len(INPUTS)
     covered = {bad.code for bad in INPUTS} | {failure.code for failure in FAILURES} | ELSEWHERE
     assert {row.code for row in ROWS} == covered - {"a code that nobody knows"}
@@ -86,7 +86,7 @@ def test_bad_input_is_refused_by_status_code_and_field(bad: BadInput) -> None:
         assert bad.says in answer.message
         assert place.cluster.arrived == []
 
-    serve(scenario, bad.limits)
+    serve(scenario, bad.limits, bad.max_model_len)
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: f"{failure.row} {failure.code} {failure.after}")
@@ -109,7 +109,7 @@ def test_what_the_cluster_cannot_do_is_told_with_its_own_status(failure: Failure
 
 def test_clamped_fields_are_accepted() -> None:
     async def scenario(place: Place) -> None:
-        params = pb.SamplingParams(max_tokens=1, n=1, top_k=-1, presence_penalty=0, repetition_penalty=1, min_tokens=0)
+        params = pb.SamplingParams(max_tokens=1, n=1, top_k=-1)
         request = pb.GenerateRequest(text="a\0b", sampling=params, priority=-(2**31), deadline_ms=2**62)
         async for _ in place.client.generate(request):
             pass
@@ -158,7 +158,7 @@ def test_refused_inputs_harm_nobody_beside_them() -> None:
         good = place.client.generate(pb.GenerateRequest(text="fox", sampling=pb.SamplingParams(max_tokens=200)))
         responses = [await anext(good)]
         for bad in INPUTS:
-            if bad.limits == Limits():
+            if bad.limits == Limits() and bad.max_model_len == MAX_MODEL_LEN:
                 await refused(place, bad.data)
         responses += [response async for response in good]
         assert sum(len(response.token_ids) for response in responses) == 200

@@ -20,17 +20,12 @@ from core.errors import ConfigError, ErrorInfo
 from core.events import RequestEnded, Tick
 from core.goodput import Outcome
 from core.request import SLO, unpack_tokens
+from tests.gateway.calls import TEXT, answer
 from tests.gateway.fake_cluster import TIMING, Place, node, serve, until
-
-TEXT = "the fox für 漢字 😀"
 
 
 def ask(text: str = TEXT, max_tokens: int = 40, **fields: object) -> pb.GenerateRequest:
     return pb.GenerateRequest(text=text, sampling=pb.SamplingParams(max_tokens=max_tokens), **fields)  # type: ignore[arg-type]
-
-
-async def answer(place: Place, request: pb.GenerateRequest) -> list[pb.GenerateResponse]:
-    return [response async for response in place.client.generate(request)]
 
 
 def token_ids(responses: list[pb.GenerateResponse]) -> list[int]:
@@ -50,11 +45,9 @@ def test_an_answer_is_gapless_and_ends_with_reason_usage_and_timing() -> None:
         assert "".join(response.text for response in responses) == place.tokenizer.decode(token_ids(responses))
         assert {response.request_id for response in responses} == {"mine"}
         assert [response.finish_reason for response in responses[:-1]] == [""] * (len(responses) - 1)
-        assert (last.finish_reason, last.usage.prompt_tokens, last.usage.completion_tokens) == (
-            "length",
-            len(prompt),
-            40,
-        )
+        usage = last.usage
+        assert (last.finish_reason, usage.prompt_tokens, usage.completion_tokens) == ("length", len(prompt), 40)
+        assert usage.cached_tokens == TIMING.num_cached_tokens
         timing = last.timing
         assert timing.decode_s == TIMING.decode_s
         assert timing.admit_s > TIMING.admit_s

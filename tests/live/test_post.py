@@ -66,8 +66,8 @@ def test_a_turn_larger_than_an_envelope_is_split() -> None:
     async def walk() -> None:
         async with linked_pair() as pair:
             event = RequestResumed(RequestId("r"), bytes(MAX_ENVELOPE_BYTES // 3))
-            pair.low.send("b@1", [(SCHEDULER, event)] * 4)
-            await until(lambda: len(pair.high_mail.letters) == 4)
+            pair.low.send("b@1", [(SCHEDULER, event)] * 8)
+            await until(lambda: len(pair.high_mail.letters) == 8)
             assert all(got == event for _, _, got in pair.high_mail.letters)
 
     asyncio.run(walk())

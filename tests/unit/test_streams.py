@@ -1,6 +1,7 @@
 """The gateway's streams: gapless, in order, exactly once, one end, whatever arrives."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -25,19 +26,23 @@ from core.goodput import Outcome
 from core.ids import SCHEDULER, GatewayId, RequestId, attempt_id
 from core.request import SLO, Prompt, Request, SamplingParams, num_packed, pack_tokens, unpack_tokens
 from core.stats import Timing
+from core.step import TokenLogprobs
 from core.timers import Timers
 
 R = RequestId("r")
 TIMING = Timing(decode_s=1.5)
+USUAL = SamplingParams(64)
 
 
-def request(name: str = "r", slo: SLO | None = None, deadline_s: float = 600.0) -> Request:
-    return Request(RequestId(name), Prompt(1), pack_tokens([7]), SamplingParams(64), slo, deadline_s=deadline_s)
+def request(
+    name: str = "r", slo: SLO | None = None, deadline_s: float = 600.0, sampling: SamplingParams = USUAL
+) -> Request:
+    return Request(RequestId(name), Prompt(3), pack_tokens([7, 8, 9]), sampling, slo, deadline_s=deadline_s)
 
 
-def opened(max_logged_tokens: int = 1000, slo: SLO | None = None) -> Streams:
+def opened(max_logged_tokens: int = 1000, slo: SLO | None = None, sampling: SamplingParams = USUAL) -> Streams:
     streams = Streams(GatewayId("g"), max_logged_tokens=max_logged_tokens)
-    streams.open(request(slo=slo), 0.0)
+    streams.open(request(slo=slo, sampling=sampling), 0.0)
     return streams
 
 
@@ -50,6 +55,21 @@ def tokens(number: int, first: int, *ids: int, finish: FinishReason | None = Non
         tuple(finish if i == last else None for i in range(len(ids))),
         tuple(TIMING if i == last and finish else None for i in range(len(ids))),
     )
+
+
+SCORED = SamplingParams(64, logprobs=1, prompt_logprobs=1)
+
+
+def score(token: int) -> TokenLogprobs:
+    """Tells its token, so that one beside another token would show."""
+    return TokenLogprobs(-float(token), 1, (token,), (-float(token),))
+
+
+def scored(number: int, first: int, *ids: int, finish: FinishReason | None = None) -> TokensEmitted:
+    """The same with scores; those of the prompt come beside the first token and tell the attempt."""
+    of_prompt = ((score(number), score(number)), *(None,) * (len(ids) - 1))
+    event = tokens(number, first, *ids, finish=finish)
+    return replace(event, logprobs=tuple(map(score, ids)), prompt_logprobs=of_prompt)
 
 
 def delivered(outputs: Sequence[StreamOutput]) -> list[int]:
@@ -136,7 +156,7 @@ def test_cancelling_ends_at_once_and_only_once() -> None:
     assert tell == Tell(SCHEDULER, RequestCancelled(R))
     assert streams.cancel(R, 2.0) == []
     assert streams.handle(tokens(0, 1, 12), 2.0) == []
-    assert streams.counts.unknown == 2
+    assert streams.counts.unknown == 1
 
 
 def test_a_stop_string_finishes_the_stream() -> None:
@@ -146,6 +166,61 @@ def test_a_stop_string_finishes_the_stream() -> None:
     assert (ended.outcome, ended.finish) == (Outcome.FINISHED, FinishReason.STOP)
     assert tell == Tell(SCHEDULER, StreamEnded(R, Outcome.FINISHED))
     assert streams.stop(R, 1.0) == []
+
+
+def test_a_stopped_stream_has_the_timing_that_its_last_attempt_told() -> None:
+    streams, early = opened(), Timing(prefill_s=0.5, num_cached_tokens=3)
+    streams.handle(replace(tokens(0, 0, 11), timings=(early,)), 1.0)
+    streams.handle(tokens(0, 1, 12), 1.0)
+    ended, _ = streams.stop(R, 1.0)
+    assert isinstance(ended, Ended)
+    assert ended.timing == early
+    streams = opened()
+    streams.handle(replace(tokens(0, 0, 11), timings=(early,)), 1.0)
+    streams.handle(AttemptLost(attempt_id(R, 0)), 1.0)
+    streams.handle(tokens(1, 1, 12), 1.0)
+    ended, _ = streams.stop(R, 1.0)
+    assert isinstance(ended, Ended)
+    assert ended.timing is None
+
+
+def test_tokens_keep_their_logprobs_when_they_overtake_each_other() -> None:
+    streams = opened(sampling=SCORED)
+    assert streams.handle(scored(0, 1, 12, 13), 1.0) == []
+    assert streams.handle(scored(0, 0, 11), 1.0) == [
+        Delivered(R, 0, (11, 12, 13), (score(11), score(12), score(13)), (score(0), score(0)))
+    ]
+
+
+def test_a_resumed_attempt_repeats_no_logprobs_of_the_prompt() -> None:
+    streams = opened(sampling=SCORED)
+    assert streams.handle(scored(0, 0, 11), 1.0) == [Delivered(R, 0, (11,), (score(11),), (score(0), score(0)))]
+    streams.handle(AttemptLost(attempt_id(R, 0)), 1.0)
+    assert streams.handle(scored(1, 1, 12), 1.0) == [Delivered(R, 1, (12,), (score(12),))]
+
+
+def test_an_attempt_lost_before_its_first_token_leaves_the_prompts_logprobs_to_the_next() -> None:
+    streams = opened(sampling=SCORED)
+    streams.handle(scored(0, 1, 12), 1.0)
+    streams.handle(AttemptLost(attempt_id(R, 0)), 1.0)
+    assert streams.handle(scored(1, 0, 21), 1.0) == [Delivered(R, 0, (21,), (score(21),), (score(1), score(1)))]
+
+
+def test_logprobs_that_nobody_asked_for_go_nowhere() -> None:
+    assert opened().handle(scored(0, 0, 11), 1.0) == [Delivered(R, 0, (11,))]
+
+
+@pytest.mark.parametrize("missing", ["logprobs", "prompt_logprobs"])
+def test_a_token_without_the_logprobs_that_were_asked_for_fails_the_request(missing: str) -> None:
+    streams = opened(sampling=SCORED)
+    event = scored(0, 0, 11, 12)
+    event = replace(event, logprobs=()) if missing == "logprobs" else replace(event, prompt_logprobs=())
+    ended, tell = streams.handle(event, 1.0)
+    assert isinstance(ended, Ended)
+    assert ended.error is not None
+    assert (ended.outcome, ended.error.code, ended.num_tokens) == (Outcome.FAILED, "internal", 0)
+    assert tell == Tell(SCHEDULER, StreamEnded(R, Outcome.FAILED))
+    assert streams.is_idle()
 
 
 def test_silence_is_told_once_and_measured_only_after_the_first_token() -> None:
@@ -237,7 +312,7 @@ def test_a_request_cannot_be_opened_twice() -> None:
 def _piece(number: int, index: int, length: int) -> TokensEmitted:
     """Token values tell attempt and index, so that a token of a fenced attempt would show."""
     finish = FinishReason.LENGTH if index == length - 1 else None
-    return tokens(number, index, number * 1000 + index, finish=finish)
+    return scored(number, index, number * 1000 + index, finish=finish)
 
 
 @settings(max_examples=150, deadline=None)
@@ -247,7 +322,7 @@ def test_any_order_repeat_and_loss_gives_a_gapless_stream_with_one_end(data: st.
     length = data.draw(st.integers(1, 12), "length")
     num_lost = data.draw(st.integers(0, 3), "attempts lost")
     streams = Streams(GatewayId("g"), Timers())
-    streams.open(request(), 0.0)
+    streams.open(request(sampling=SCORED), 0.0)
     seen: list[int] = []
     ends: list[Ended] = []
     stale: list[TokensEmitted] = []
@@ -260,6 +335,8 @@ def test_any_order_repeat_and_loss_gives_a_gapless_stream_with_one_end(data: st.
                 assert output.index == len(seen)
                 assert not ends
                 seen.extend(output.token_ids)
+                assert output.logprobs == tuple(map(score, output.token_ids))
+                assert len(output.prompt_logprobs) == (2 if output.index == 0 else 0)
             elif isinstance(output, Ended):
                 ends.append(output)
         return told(outputs)

@@ -1,0 +1,89 @@
+"""One client's call: one request inside for each choice, one stream of chunks outside."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from cluster.gateway.client_stream import Chunk, ClientStream
+from cluster.gateway.ledger import CallEnd, RequestLedger
+from cluster.gateway.streams import Delivered, Ended
+from core.errors import ErrorInfo
+from core.ids import RequestId
+
+
+class ClientCall:
+    """All choices of one call between the gateway and its client.
+
+    Owns: the choices' streams, and how the call ends. `writing_since` is set by the client's side while it writes;
+    `on_broken` is called when the gateway gives it up.
+    """
+
+    def __init__(self, client_id: str, streams: Sequence[ClientStream]) -> None:
+        self.name = client_id or str(streams[0].request.id)
+        self.told_at = streams[0].told_at
+        self.deadline_s = streams[0].request.deadline_s
+        self.error: ErrorInfo | None = None
+        self.on_broken: Callable[[], object] | None = None
+        self.writing_since: float | None = None
+        self._streams = {stream.request.id: stream for stream in streams}
+        self._turns = deque(streams)
+        self._ledgers: dict[RequestId, RequestLedger] = {}
+        self._wake = asyncio.Event()
+
+    @property
+    def requests(self) -> tuple[RequestId, ...]:
+        """The requests inside, by choice."""
+        return tuple(self._streams)
+
+    @property
+    def open_requests(self) -> tuple[RequestId, ...]:
+        """Those that have not ended."""
+        return tuple(name for name in self._streams if name not in self._ledgers)
+
+    @property
+    def ended(self) -> CallEnd | None:
+        """How the call ended; None while a choice is open."""
+        if self.open_requests:
+            return None
+        return CallEnd(self.error, tuple(self._ledgers[name] for name in self._streams))
+
+    @property
+    def pending_bytes(self) -> int:
+        """What waits for the client."""
+        return sum(stream.pending_bytes for stream in self._streams.values())
+
+    def put(self, delivered: Delivered, now: float) -> None:
+        """Take tokens of a choice in and wake the client's side."""
+        stream = self._streams[delivered.request]
+        stream.put(delivered, now)
+        if stream.has_news:
+            self._wake.set()
+
+    def is_stopped(self, request: RequestId) -> bool:
+        """Whether a stop string has ended the text of a choice."""
+        return bool(self._streams[request].text.stop)
+
+    def end(self, ended: Ended, now: float) -> RequestLedger:
+        """Take the end of a choice in; its ledger. The first error is the call's."""
+        ledger = self._streams[ended.request].end(ended, now)
+        self._ledgers[ended.request] = ledger
+        self.error = self.error or ended.error
+        self._wake.set()
+        return ledger
+
+    async def next_chunk(self) -> Chunk:
+        """Wait for news of any choice, then take all of that choice's. Not to be called after a chunk with `ended`."""
+        await self._wake.wait()
+        chunk = self._next_stream().take()
+        if any(stream.has_news for stream in self._turns):
+            return chunk
+        self._wake.clear()
+        return replace(chunk, ended=self.ended)
+
+    def _next_stream(self) -> ClientStream:
+        """One with news, which then goes to the back: none waits for a busier one."""
+        stream = next(stream for stream in self._turns if stream.has_news)
+        self._turns.remove(stream)
+        self._turns.append(stream)
+        return stream
