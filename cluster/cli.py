@@ -1,4 +1,4 @@
-"""The command line: `penstock serve | generate | demo | doctor`."""
+"""The command line: `penstock serve | generate | demo | profile | bench | doctor`."""
 
 import argparse
 import asyncio
@@ -9,8 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cluster.bench.flags import add_bench_flags
 from cluster.console import OUT, StartProgress, print_error
 from cluster.flags import DEFAULT_PORT, add_address_flags, add_cluster_flags, service_config
+from cluster.profile_flags import add_profile_flags
+from cluster.sampling_flags import add_sampling_flags
 from core.errors import PenstockError
 from core.timers import Timers
 
@@ -68,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--tpot-slo", type=float, default=0.02, metavar="SECONDS", help="of the goodput table")
     demo.set_defaults(run=_demo)
 
+    profile = commands.add_parser("profile", help="measure a model on this machine, write its cost table")
+    add_profile_flags(profile)
+    profile.set_defaults(run=_profile)
+
+    bench = commands.add_parser("bench", help="measure Penstock, arms alternated, beside the machine's own limits")
+    add_bench_flags(bench)
+
     doctor = commands.add_parser("doctor", help="check this machine and say what to do about what is wrong")
     doctor.add_argument("--json", metavar="FILE", default=None, help="write the findings here")
     doctor.set_defaults(run=_doctor)
@@ -79,13 +89,7 @@ def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", default=f"127.0.0.1:{DEFAULT_PORT}", help="of the server")
     parser.add_argument("--raw", action="store_true", help="send the text as it is, without the model's chat template")
     parser.add_argument("--model", default="", help="the served model's name (default: whichever is served)")
-    parser.add_argument("--max-tokens", type=int, default=None)
-    parser.add_argument("--temperature", type=float, default=None)
-    parser.add_argument("--top-k", type=int, default=None)
-    parser.add_argument("--top-p", type=float, default=None)
-    parser.add_argument("--min-p", type=float, default=None)
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--ignore-eos", action="store_true")
+    add_sampling_flags(parser)
     parser.add_argument("--timing", action="store_true", help="print where the time went, on standard error")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
 
@@ -114,6 +118,7 @@ async def _serve_until_signal(args: argparse.Namespace) -> int:
         await starting
     nodes = ", ".join(f"{state.slot} (pid {state.pid}, {state.mix.role})" for state in service.cluster.state().nodes)
     OUT.print(f"penstock: serving {service.config.served_model_name} on {service.address}; nodes: {nodes}")
+    OUT.print(f"penstock: {service.pool.sentence()}")
     OUT.print(f"penstock: try: penstock generate --address {service.address} 'What is a penstock?'")
     broken = asyncio.ensure_future(service.cluster.broken())
     await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
@@ -149,6 +154,12 @@ def _demo(args: argparse.Namespace) -> int:
     from cluster.demo import run_demo
 
     return asyncio.run(run_demo(args))
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from cluster.profile_command import run_profile
+
+    return run_profile(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

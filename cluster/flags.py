@@ -1,15 +1,17 @@
 """Flags of a cluster, named as vLLM names them, and what they mean in our words."""
 
 import argparse
+import math
 from pathlib import Path
 
 from cluster.live.config import LiveConfig, NodeSettings, RaySettings, slots_of
 from cluster.service import EMBEDDED_MODEL, EMBEDDED_NAME, ServiceConfig
 from core.errors import ConfigError
 from core.kv import DTYPE_BYTES
-from scheduler.config import SchedulerConfig
 
 DEFAULT_PORT = 50051
+MAX_DRAFT_TOKENS = 16
+QUANTIZATIONS = ("none", "int8")
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +35,22 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--load-format", choices=("safetensors", "dummy"), default="safetensors")
     engine.add_argument("--max-model-len", type=int, default=None, help="tokens of prompt and answer together")
     engine.add_argument("--block-size", type=int, default=16, help="tokens in a KV block")
-    engine.add_argument("--kv-cache-memory-bytes", type=int, default=256 << 20, help="KV pool of each node")
+    engine.add_argument(
+        "--kv-cache-memory-bytes",
+        type=int,
+        default=None,
+        help="KV pool of each node (default: by --gpu-memory-utilization, at most what --max-num-seqs rows can fill)",
+    )
+    engine.add_argument(
+        "--gpu-memory-utilization",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of the memory free at the start (on a CPU the machine's), for all nodes together, weights included",
+    )
+    engine.add_argument(
+        "--cost-table", default=None, metavar="FILE", help="from `penstock profile` (default: nodes measure themselves)"
+    )
     engine.add_argument("--num-gpu-blocks-override", type=int, default=None, metavar="N", help="KV blocks of each node")
     engine.add_argument("--max-num-seqs", type=int, default=64, help="rows that decode in one step")
     engine.add_argument(
@@ -41,6 +58,19 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=576,
         help="tokens of one step, decode rows counted; prefill gets what --max-num-seqs leaves",
+    )
+    engine.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default="none", help="int8: weights in 8 bits (CPU, float32)"
+    )
+    engine.add_argument(
+        "--num-speculative-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess up to N further tokens of a row in a step, from its own text; off by itself where it does not pay",
+    )
+    engine.add_argument(
+        "--swap-space", type=float, default=0.25, metavar="GIB", help="host memory of each node for preempted rows"
     )
     engine.add_argument("--max-steps-in-flight", type=int, choices=(1, 2), default=1, help="2: plan ahead of results")
     engine.add_argument("--num-threads", type=int, default=1, help="compute threads of each node")
@@ -67,9 +97,13 @@ def service_config(args: argparse.Namespace) -> ServiceConfig:
         block_size=args.block_size,
         num_kv_blocks=args.num_gpu_blocks_override,
         kv_cache_memory_bytes=args.kv_cache_memory_bytes,
+        memory_utilization=args.gpu_memory_utilization,
         max_model_len=args.max_model_len,
         max_steps_in_flight=args.max_steps_in_flight,
         num_threads=args.num_threads,
+        quantization=args.quantization,
+        num_speculative_tokens=args.num_speculative_tokens,
+        swap_space_bytes=int(args.swap_space * (1 << 30)),
     )
     budget = prefill_tokens_per_step(args.max_num_batched_tokens, args.max_num_seqs)
     live = LiveConfig(
@@ -80,7 +114,8 @@ def service_config(args: argparse.Namespace) -> ServiceConfig:
     )
     embedded = model == EMBEDDED_MODEL
     name = args.served_model_name or (EMBEDDED_NAME if embedded else model.name)
-    return ServiceConfig(live, name, args.host, args.grpc_port, SchedulerConfig())
+    table = None if args.cost_table is None else Path(args.cost_table).expanduser().resolve()
+    return ServiceConfig(live, name, args.host, args.grpc_port, table)
 
 
 def prefill_tokens_per_step(max_num_batched_tokens: int, max_num_seqs: int) -> int:
@@ -100,10 +135,10 @@ def _problems(args: argparse.Namespace) -> list[str]:
         for name in ("prefill", "decode", "aggregated")
         if (value := getattr(args, name)) is not None and value < 0
     ]
-    for flag in ("block_size", "kv_cache_memory_bytes", "max_num_seqs", "num_threads"):
+    for flag in ("block_size", "max_num_seqs", "num_threads"):
         if getattr(args, flag) < 1:
             found.append(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
-    for flag in ("num_gpu_blocks_override", "max_model_len"):
+    for flag in ("kv_cache_memory_bytes", "num_gpu_blocks_override", "max_model_len"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             found.append(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
     if args.max_num_batched_tokens <= args.max_num_seqs:
@@ -111,6 +146,15 @@ def _problems(args: argparse.Namespace) -> list[str]:
             f"--max-num-batched-tokens ({args.max_num_batched_tokens}) must exceed --max-num-seqs "
             f"({args.max_num_seqs}): prefill gets the difference"
         )
+    if not 0 <= args.num_speculative_tokens <= MAX_DRAFT_TOKENS:
+        asked = args.num_speculative_tokens
+        found.append(f"--num-speculative-tokens must be from 0 to {MAX_DRAFT_TOKENS}, not {asked}")
+    if not 0 <= args.swap_space < math.inf:
+        found.append(f"--swap-space must be a number of GiB from 0 on, not {args.swap_space:g}")
+    if args.quantization != "none" and (args.dtype != "float32" or args.device != "cpu"):
+        found.append(f"--quantization {args.quantization} works on a CPU in float32 only")
+    if not 0 < args.gpu_memory_utilization <= 1:
+        found.append(f"--gpu-memory-utilization must be above 0 and at most 1, not {args.gpu_memory_utilization:g}")
     if args.device == "cuda":
         found.append("--device cuda: a node's KV cannot be handed over from device memory yet (docs/gpu.md); use cpu")
     if not 0 <= args.grpc_port <= 65535:

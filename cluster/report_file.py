@@ -11,7 +11,7 @@ from pathlib import Path
 Figure = float | int | str | bool
 Sample = Mapping[str, object]
 
-_PACKAGES = ("penstock", "torch", "ray", "grpcio", "protobuf", "numpy")
+_PACKAGES = ("penstock", "torch", "transformers", "ray", "grpcio", "protobuf", "numpy")
 
 
 def write_report(path: str, command: str, figures: Mapping[str, Figure], samples: Sequence[Sample]) -> None:

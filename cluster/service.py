@@ -1,21 +1,23 @@
 """A whole Penstock in one process, nodes aside: scheduler, gateway, gRPC server and the live cluster behind them."""
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cluster.costs import read_costs
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.grpc_server import GrpcServer
 from cluster.gateway.limits import Limits, ServedModel
 from cluster.gateway.streams import Streams
 from cluster.gateway.tokenizer import Tokenizer
+from cluster.kv_pool import KVPool, pool_of
 from cluster.live.cluster import LiveCluster
 from cluster.live.config import LiveConfig
 from cluster.live.supervisor import OnProgress
 from cluster.memory import available_memory_bytes
 from core.errors import ConfigError
 from core.ids import GatewayId
-from engine.model_info import LoadFormat, ModelInfo, read_model_info
+from engine.model_info import LoadFormat, model_digest, read_model_info
 from scheduler.config import SchedulerConfig
 from scheduler.policies.least_loaded import LeastLoaded
 from scheduler.scheduler import Scheduler
@@ -32,6 +34,7 @@ class ServiceConfig:
     served_model_name: str
     grpc_host: str = "127.0.0.1"
     grpc_port: int = 50051
+    cost_table: Path | None = None
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     limits: Limits = field(default_factory=Limits)
 
@@ -43,13 +46,14 @@ class Service:
         problems = config.live.problems()
         if problems:
             raise ConfigError(problems)
-        self.config = config
+        model = _served_model(config)
+        self.pool = pool_of(config.live, available_memory_bytes())
+        self.config = config = _settled(config, self.pool)
         gateway_id = GatewayId(f"gateway-{secrets.token_hex(4)}")
         timers = config.live.timers
         self.scheduler = Scheduler(config.scheduler, LeastLoaded())
         self.cluster = LiveCluster(config.live, self.scheduler, on_progress)
-        model = _served_model(config)
-        tokenizer = Tokenizer.from_folder(config.live.node.model)
+        tokenizer = Tokenizer.from_folder(config.live.node.model, model.vocab_size)
         self.gateway = Gateway(model, tokenizer, Streams(gateway_id, timers), config.limits, self.cluster.tell)
         self.cluster.join(gateway_id, self.gateway.handle)
         self.server = GrpcServer(self.gateway, self.cluster.shown, config.grpc_host, config.grpc_port)
@@ -78,26 +82,16 @@ class Service:
 def _served_model(config: ServiceConfig) -> ServedModel:
     node = config.live.node
     info = read_model_info(node.model, LoadFormat(node.load_format))
-    problems = _misfits(config.live, info)
-    if problems:
-        raise ConfigError(problems)
-    max_model_len = node.max_model_len or info.max_model_len
-    return ServedModel(config.served_model_name, info.vocab_size, max_model_len, node.block_size)
+    longest = node.max_model_len
+    if longest is not None and longest > info.max_model_len:
+        raise ConfigError([f"--max-model-len must be at most the model's {info.max_model_len}, not {longest}"])
+    return ServedModel(config.served_model_name, info.vocab_size, longest or info.max_model_len, node.block_size)
 
 
-def _misfits(live: LiveConfig, info: ModelInfo) -> list[str]:
-    """What this model, or this machine's memory, makes impossible: told once, before any node starts."""
-    node, found = live.node, list[str]()
-    if node.max_model_len is not None and node.max_model_len > info.max_model_len:
-        found.append(f"--max-model-len must be at most the model's {info.max_model_len}, not {node.max_model_len}")
-    block_bytes = info.kv_layout(node.block_size, node.dtype).bytes_per_block
-    num_blocks = node.num_kv_blocks or node.kv_cache_memory_bytes // block_bytes
-    if num_blocks < 1:
-        limit = f"--kv-cache-memory-bytes ({node.kv_cache_memory_bytes})"
-        found.append(f"{limit} must hold at least one block of {block_bytes} bytes")
-    wanted, free = len(live.slots) * num_blocks * block_bytes, available_memory_bytes()
-    if wanted > free and live.ray.address is None:
-        pools = f"the KV pools of {len(live.slots)} nodes ({num_blocks} blocks of {block_bytes} bytes each)"
-        lower = "--kv-cache-memory-bytes" if node.num_kv_blocks is None else "--num-gpu-blocks-override"
-        found.append(f"{pools} need {wanted >> 20} MiB and {free >> 20} MiB of memory are free; lower {lower}")
-    return found
+def _settled(config: ServiceConfig, pool: KVPool) -> ServiceConfig:
+    """With what every node is told: its number of blocks, and the costs where a table gives them."""
+    node, costs = config.live.node, None
+    if config.cost_table is not None:
+        costs = read_costs(config.cost_table, node, model_digest(node.model, LoadFormat(node.load_format)))
+    node = replace(node, num_kv_blocks=pool.num_blocks, costs=costs)
+    return replace(config, live=replace(config.live, node=node))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from cluster.costs import preemption_costs
 from cluster.live.config import NodeSettings
 from cluster.live.host import NodeParts
 from cluster.live.orders import NodeOrder, mint_node_id
@@ -10,8 +11,11 @@ from core.errors import ConfigError
 from core.ids import LayoutId, NodeId
 from core.kv import KVLayout, SlabShape
 from core.mix import NodeSpec
-from engine.executor import Executor, ExecutorConfig, load_executor
+from decode_worker.config import PreemptionCosts
+from engine.executor import Executor
+from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import LoadFormat, ModelInfo, read_model_info
+from engine.profile import StepProbe, measure_recompute
 from kv_transfer.choose import check_asked
 from kv_transfer.shm import ShmTransport
 from kv_transfer.slab import Slab
@@ -42,11 +46,20 @@ def build_node(order: NodeOrder, progress: Progress) -> NodeParts:
     except BaseException:
         slab.close()
         raise
-    machine = _machine(node, spec, model, order)
+    machine = _machine(node, spec, model, order, _costs(settings, spec, executor))
     return NodeParts(node, spec, machine, executor, transport, slab)
 
 
-def _machine(node: NodeId, spec: NodeSpec, model: ModelInfo, order: NodeOrder) -> Node:
+def _costs(settings: NodeSettings, spec: NodeSpec, executor: Executor) -> PreemptionCosts | None:
+    """What decides between saving a row and computing it again: as told, or measured here, before any row is there."""
+    if settings.costs is not None or settings.swap_space_bytes < spec.kv.bytes_per_block:
+        return settings.costs
+    probe = StepProbe(executor, spec.kv.block_size, spec.num_blocks, spec.max_model_len)
+    return preemption_costs(measure_recompute(probe))
+
+
+def _machine(node: NodeId, spec: NodeSpec, model: ModelInfo, order: NodeOrder, costs: PreemptionCosts | None) -> Node:
+    settings = order.settings
     return Node(
         node,
         NodeConfig(
@@ -56,15 +69,23 @@ def _machine(node: NodeId, spec: NodeSpec, model: ModelInfo, order: NodeOrder) -
             max_model_len=spec.max_model_len,
             eos_token_ids=model.eos_token_ids,
             mix=spec.mix,
-            max_steps_in_flight=order.settings.max_steps_in_flight,
+            max_steps_in_flight=settings.max_steps_in_flight,
             timers=order.timers,
+            max_draft_tokens=settings.num_speculative_tokens,
+            max_saved_blocks=settings.swap_space_bytes // spec.kv.bytes_per_block,
+            costs=costs,
         ),
     )
 
 
 def _load(settings: NodeSettings, slab: Slab, progress: Progress) -> Executor:
     config = ExecutorConfig(
-        settings.model, settings.dtype, settings.device, LoadFormat(settings.load_format), settings.num_threads
+        settings.model,
+        settings.dtype,
+        settings.device,
+        LoadFormat(settings.load_format),
+        settings.num_threads,
+        settings.quantization,
     )
     progress("loading weights", 0.0)
     executor = load_executor(
@@ -80,6 +101,8 @@ def _num_blocks(settings: NodeSettings, layout: KVLayout) -> int:
         if settings.num_kv_blocks < 1:
             raise ConfigError([f"num_kv_blocks must be at least 1, not {settings.num_kv_blocks}"])
         return settings.num_kv_blocks
+    if settings.kv_cache_memory_bytes is None:
+        raise ConfigError(["num_kv_blocks or kv_cache_memory_bytes must be given to a node"])
     fitting = settings.kv_cache_memory_bytes // layout.bytes_per_block
     if fitting < 1:
         limit = f"kv_cache_memory_bytes ({settings.kv_cache_memory_bytes})"

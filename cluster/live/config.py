@@ -5,6 +5,7 @@ from pathlib import Path
 
 from core.mix import Mix, mix_of
 from core.timers import Timers
+from decode_worker.config import PreemptionCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,10 @@ def slots_of(
 class NodeSettings:
     """What every node of a cluster is made of.
 
-    `num_kv_blocks` wins over `kv_cache_memory_bytes`. `max_model_len` None: the model's own.
+    `num_kv_blocks` wins over `kv_cache_memory_bytes`; a service that is given neither takes what
+    `memory_utilization` leaves (`cluster.kv_pool`) and tells every node the blocks. `max_model_len` None: the model's
+    own. `costs` None: each node measures its own. `num_speculative_tokens`: drafts of a row in one step, 0 for none.
+    `swap_space_bytes`: host memory of each node for rows that are saved while others use their blocks.
     """
 
     model: Path
@@ -40,12 +44,17 @@ class NodeSettings:
     device: str = "cpu"
     block_size: int = 16
     num_kv_blocks: int | None = None
-    kv_cache_memory_bytes: int = 256 << 20
+    kv_cache_memory_bytes: int | None = None
+    memory_utilization: float = 0.5
     max_model_len: int | None = None
     max_steps_in_flight: int = 1
     num_threads: int = 1
     transport: str = "shm"
     switch_interval_s: float = 0.0005
+    costs: PreemptionCosts | None = None
+    quantization: str = "none"
+    num_speculative_tokens: int = 0
+    swap_space_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from core.events import NodeJoined
 from core.ids import NodeId
 from core.mix import Mix, NodeSpec
 from core.timers import Timers
+from decode_worker.config import PreemptionCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,13 @@ class NodeOrder:
         """The inverse of `pack`."""
         words = json.loads(data)
         settings = NodeSettings(**words["settings"])
+        costs = words["settings"]["costs"]
         return NodeOrder(
             name=words["name"],
             mix=Mix(**words["mix"]),
-            settings=replace(settings, model=Path(settings.model)),
+            settings=replace(
+                settings, model=Path(settings.model), costs=None if costs is None else PreemptionCosts(**costs)
+            ),
             timers=Timers(**words["timers"]),
             head=HeadPlace(**words["head"]),
             token=ClusterToken(bytes.fromhex(words["token"])),

