@@ -1,7 +1,8 @@
 """Measures what steps and copies cost: for a cost table, and in short for a node that was given none."""
 
+import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -160,23 +161,21 @@ class Measured:
 
 
 def measure(probe: StepProbe, grid: Grid, told: Told = lambda share: None) -> Measured:
-    """Measure a grid of steps and copies."""
+    """Measure a grid of steps and copies, in an order that spreads a machine's drift over all of them."""
     repeats = grid.repeats
     points = [point for point in grid.points() if probe.fits(*point, repeats)]
     checks = [point for point in grid.checks() if probe.fits(*point, repeats)]
     copies = [blocks for blocks in grid.copies if probe.fits(0, 0, 1, blocks * probe.block_size, repeats)]
-    total, done = len(points) + len(checks), 0
-
-    def samples(of: Sequence[tuple[int, int, int, int]]) -> Iterator[StepSample]:
-        nonlocal done
-        for point in of:
-            yield probe.sample(*point, repeats)
-            done += 1
-            told(done / total)
-
-    steps, held_against = tuple(samples(points)), tuple(samples(checks))
+    order = points + checks
+    random.Random(0).shuffle(order)
+    samples = {}
+    for done, point in enumerate(order, 1):
+        samples[point] = probe.sample(*point, repeats)
+        told(done / len(order))
+    copied = tuple(probe.copy(blocks, repeats) for blocks in copies)
     num_all = sum(1 for _ in grid.points()) + sum(1 for _ in grid.checks())
-    return Measured(steps, tuple(probe.copy(blocks, repeats) for blocks in copies), held_against, num_all - total)
+    steps, held_against = (tuple(samples[point] for point in of) for of in (points, checks))
+    return Measured(steps, copied, held_against, num_all - len(order))
 
 
 def measure_recompute(probe: StepProbe) -> RecomputeCosts:
