@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -112,7 +112,7 @@ class Executor:
     def _failing(self, plan: StepPlan) -> Iterator[None]:
         """Whatever goes wrong inside fails the step, and its rows are forgotten."""
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._device_guard():
                 yield
         except (StepFailed, RuntimeError) as error:
             joined, restored = ([change.attempt for change in each] for each in (plan.joined, plan.restored))
@@ -121,6 +121,11 @@ class Executor:
             if isinstance(error, StepFailed):
                 raise
             raise StepFailed(f"step {plan.step}: {error}") from error
+
+    def _device_guard(self) -> AbstractContextManager[object]:
+        """Kernels of our own are launched on a thread's current device, which need not be where the memory is."""
+        device = self._memory.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _forget(self, attempt: AttemptId) -> None:
         self._rows.leave(attempt)

@@ -37,7 +37,8 @@ class Device:
     def of(cls, device: torch.device) -> "Device":
         """As the driver tells."""
         told = torch.cuda.get_device_properties(device)
-        return cls(told.multi_processor_count, told.shared_memory_per_block_optin)
+        shared_bytes: int = told.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in torch's stubs
+        return cls(told.multi_processor_count, shared_bytes)
 
 
 H200 = Device(num_sms=132, shared_bytes=232_448)
