@@ -108,8 +108,8 @@ class Layout:
         )[len(single) :]
         lines = self._lines(
             self._token_ids(due, starts),
-            torch.from_numpy(positions).to(self._device),
-            torch.from_numpy(slots).to(self._device),
+            torch.from_numpy(positions).to(self._device, non_blocking=True),
+            torch.from_numpy(slots).to(self._device, non_blocking=True),
             num_single,
             chunks,
             max((each.end for each in single), default=0),
@@ -132,10 +132,10 @@ class Layout:
             known += row.token_ids[row.num_computed : row.num_computed + each.num_tokens]
             known += [0] * (num_missing + each.num_tokens - len(known))
             known += each.drafts
-        token_ids = torch.tensor(known, dtype=torch.int64).to(self._device)
+        token_ids = torch.tensor(known, dtype=torch.int64).to(self._device, non_blocking=True)
         pending = [(int(start), each.row) for each, start in zip(due, starts, strict=False) if each.row.num_pending]
         if pending:
-            at = torch.tensor([line for line, _ in pending], dtype=torch.int64).to(self._device)
+            at = torch.tensor([line for line, _ in pending], dtype=torch.int64).to(self._device, non_blocking=True)
             token_ids[at] = self._rows.next_tokens[self._rows.slots([row for _, row in pending])]
         return token_ids
 
@@ -157,7 +157,7 @@ class Layout:
     def _wanted(self, wanted: list[int], num_lines: int) -> Tensor | None:
         if len(wanted) == num_lines:
             return None
-        return torch.tensor(wanted, dtype=torch.int64).to(self._device)
+        return torch.tensor(wanted, dtype=torch.int64).to(self._device, non_blocking=True)
 
 
 def _scored_tokens(due: DueRow) -> tuple[int, ...]:

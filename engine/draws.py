@@ -28,11 +28,6 @@ _SLACK = 0.999
 """Keeps a bound on the safe side of rounding."""
 
 
-def is_filtered(params: SamplingParams, vocab: int) -> bool:
-    """Whether some tokens may be left out."""
-    return 0 < params.top_k < vocab or params.top_p < 1.0 or params.min_p > 0.0
-
-
 # ── row by row ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -61,6 +56,8 @@ def largest(logits: Floats, limit: int) -> Integers:
         return np.flatnonzero(logits >= np.partition(logits, -limit)[-limit])
     tops = logits[: num_groups * _GROUP].reshape(_GROUP, num_groups).max(axis=0)
     near = np.flatnonzero(logits >= np.partition(tops, -limit)[-limit])
+    if len(near) <= limit:  # fewer only where logits hold NaN
+        return near
     values = logits[near]
     found: Integers = near[values >= np.partition(values, -limit)[-limit]]
     return found

@@ -201,7 +201,9 @@ class Executor:
         if not lines:
             return torch.empty(0, dtype=torch.int64, device=logits.device)
         if len(lines) < len(logits):
-            logits = logits[torch.tensor([each.first + number for each, number in places]).to(logits.device)]
+            logits = logits[
+                torch.tensor([each.first + number for each, number in places]).to(logits.device, non_blocking=True)
+            ]
         drawn = sample(logits, lines, self._eos)
         return torch.where(drawn.is_finite, drawn.token_ids, -1)
 
@@ -223,9 +225,9 @@ class Executor:
     def _note_mixed(self, batch: Batch, advanced: Sequence[Row], drawn: Tensor) -> None:
         rows, device = self._rows, drawn.device
         contexts = torch.tensor([row.num_computed for row in advanced], dtype=torch.int64)
-        rows.contexts[rows.slots(advanced)] = contexts.to(device)
+        rows.contexts[rows.slots(advanced)] = contexts.to(device, non_blocking=True)
         if batch.sampled:
-            first = torch.tensor(_first_lines(batch.sampled), dtype=torch.int64).to(device)
+            first = torch.tensor(_first_lines(batch.sampled), dtype=torch.int64).to(device, non_blocking=True)
             rows.next_tokens[rows.slots([each.row for each in batch.sampled])] = drawn[first].clamp(min=0)
 
     # ── collecting ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -293,7 +295,9 @@ class Executor:
         self, launched: "Launched", lines: Sequence[int], token_ids: Sequence[int], num_top: Sequence[int]
     ) -> list[TokenLogprobs]:
         device = launched.logits.device
-        at, ids = (torch.tensor(list(each), dtype=torch.int64).to(device) for each in (lines, token_ids))
+        at, ids = (
+            torch.tensor(list(each), dtype=torch.int64).to(device, non_blocking=True) for each in (lines, token_ids)
+        )
         return score(launched.logits[at], ids, num_top)
 
 

@@ -142,7 +142,7 @@ class Rows:
 
     def slots(self, rows: Sequence[Row]) -> Tensor:
         """The rows' lines in `tables`. Shapes: [rows]."""
-        return torch.tensor([row.slot for row in rows], dtype=torch.int64).to(self._device)
+        return torch.tensor([row.slot for row in rows], dtype=torch.int64).to(self._device, non_blocking=True)
 
     def take_token(self, row: Row, token: int) -> None:
         """The host learns of a token that the device knows already."""
@@ -183,7 +183,7 @@ class Rows:
         most = row.num_prompt_tokens + row.sampling.max_tokens + 1
         history = torch.zeros(max(most, len(row.token_ids)), dtype=torch.int64)
         history[: len(row.token_ids)] = torch.tensor(row.token_ids, dtype=torch.int64)
-        return history.to(self._device)
+        return history.to(self._device, non_blocking=True)
 
     def _check_join(self, join: RowJoin, token_ids: "array[int]") -> None:
         if join.attempt in self._rows:
@@ -213,7 +213,8 @@ class Rows:
         if block_ids and not row.num_blocks:
             self.tables[row.slot].fill_(block_ids[0])
         if block_ids:
-            self.tables[row.slot, row.num_blocks : end] = torch.tensor(block_ids, dtype=torch.int64)
+            ids = torch.tensor(block_ids, dtype=torch.int64)
+            self.tables[row.slot, row.num_blocks : end] = ids.to(self._device, non_blocking=True)
         row.num_blocks = end
 
     def _take_slot(self) -> int:

@@ -63,11 +63,13 @@ def test_what_cannot_come_has_a_finite_score() -> None:
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_a_row_that_is_not_finite_scores_finite_numbers_and_disturbs_no_other(poison: float) -> None:
-    logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(1))
-    expected = score(logits, torch.tensor([1, 2, 3]), [2, 2, 2])
+@pytest.mark.parametrize("vocab", [10, 700])
+def test_a_row_that_is_not_finite_scores_finite_numbers_and_disturbs_no_other(poison: float, vocab: int) -> None:
+    logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(1))
+    expected = score(logits, torch.tensor([1, 2, 3]), [1, 1, 2])
     logits[1, slice(None) if poison < 0 else 4] = poison
-    found = score(logits, torch.tensor([1, 2, 3]), [2, 2, 2])
+    found = score(logits, torch.tensor([1, 2, 3]), [1, 1, 2])
+    assert score(logits[1:2], torch.tensor([2]), [1])[0].logprob == LOWEST
     assert found[::2] == expected[::2]
     assert found[1].logprob == LOWEST
     assert all(math.isfinite(each) for each in found[1].top_logprobs)

@@ -141,6 +141,17 @@ def test_both_formulations_draw_the_same_tokens(vocab: int, scale: float) -> Non
         assert draw_together(centred(logits), [params] * 24, numbers).tolist() == alone
 
 
+def test_nothing_is_read_back_from_a_device() -> None:
+    """On tensors without data, whatever asks for a value or for a size that depends on one raises."""
+    kinds = ({"temperature": 0.0}, *FILTERS, *ADJUSTMENTS)
+    history = History(torch.tensor(TOKENS, device="meta"), 3)
+    lines = [SampleLine(params_of(seed=row, **each), row, history) for row, each in enumerate(kinds)]
+    sampled = sample(torch.empty(len(lines), 3000, device="meta"), lines, (0,))
+    assert sampled.token_ids.shape == sampled.is_finite.shape == (len(lines),)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        sampled.token_ids.tolist()
+
+
 def test_numbers_at_the_ends_draw_the_first_and_the_last_token_that_can_come() -> None:
     logits = torch.zeros(1, 1600)
     logits[:, :3] = logits[:, -3:] = -torch.inf
