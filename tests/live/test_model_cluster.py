@@ -63,7 +63,7 @@ def expected(settings: NodeSettings) -> list[int]:
     config = ExecutorConfig(settings.model, load_format=LoadFormat.DUMMY)
     executor = load_executor(config, bytearray(shape.total_bytes), shape)
     attempt, blocks = AttemptId("a#0"), tuple(range(16))
-    join = RowJoin(attempt, pack_tokens(PROMPT), 0, sampling(), blocks, blocks)
+    join = RowJoin(attempt, pack_tokens(PROMPT), 0, sampling(), blocks, blocks, len(PROMPT))
     tokens = [*executor.run(StepPlan(1, (attempt,), (len(PROMPT),), joined=(join,))).token_ids]
     while len(tokens) < NUM_TOKENS:
         tokens += executor.run(StepPlan(1 + len(tokens), (attempt,), (1,))).token_ids

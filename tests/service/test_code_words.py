@@ -85,7 +85,7 @@ def _run(
 ) -> int:
     sampling = SamplingParams(max_tokens=64, temperature=0.0)
     attempt = AttemptId(name)
-    join = RowJoin(attempt, pack_tokens(ids), num_computed, sampling, blocks, (1,) * len(blocks))
+    join = RowJoin(attempt, pack_tokens(ids), num_computed, sampling, blocks, (1,) * len(blocks), len(ids))
     return executor.run(StepPlan(0, (attempt,), (num_tokens,), joined=(join,))).token_ids[0]
 
 
