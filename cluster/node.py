@@ -17,6 +17,7 @@ from core.events import (
     LeaseReleased,
     LeasesRenewed,
     Lent,
+    MigrateAsked,
     MixChanged,
     NodeEvent,
     Offered,
@@ -34,12 +35,13 @@ from core.mix import Mix
 from core.stats import NodeStats
 from core.step import StepPlan, StepResult
 from core.timers import Timers
-from decode_worker.batching import DecodeRows
+from decode_worker.batching import DecodeRow, DecodeRows
 from decode_worker.config import DecodeConfig, PreemptionCosts
-from decode_worker.worker import AdoptedAttempt, DecodeWorker
+from decode_worker.worker import AdoptedAttempt, DecodeWorker, Departure
 from engine.blocks import BlockPool
 from prefill_worker.batching import PrefillRows
 from prefill_worker.config import PrefillConfig
+from prefill_worker.migrants import Migrant
 from prefill_worker.worker import PrefillWorker
 
 MAX_TOMBSTONES = 4096
@@ -69,7 +71,8 @@ class NodeConfig:
 class Node:
     """Hands each event to the machine that it concerns, then plans.
 
-    Owns: the pool, the mix, step numbers, the steps in flight, and tombstones of attempts that were dropped unmet.
+    Owns: the pool, the mix, step numbers, the steps in flight, tombstones of attempts that were dropped unmet, and rows
+    that are neither machine's: their blocks are lent, and where nobody takes them they come back.
     """
 
     def __init__(self, node: NodeId, config: NodeConfig) -> None:
@@ -84,6 +87,7 @@ class Node:
         self._num_steps = 0
         self._step_s = 0.0
         self._tombstones: dict[AttemptId, float] = {}
+        self._lent_rows: dict[AttemptId, DecodeRow] = {}
         self._budget_tokens = config.mix.prefill_tokens_per_step or config.kv.block_size
         self._max_rows = config.mix.max_decode_rows or 1
         self._num_dropped_events = 0
@@ -99,6 +103,13 @@ class Node:
                 ),
                 now,
             )
+        for departure in self.decode.take_departed():
+            self._lent_rows[departure.row.id] = departure.row
+            commands += self.prefill.lend_row(_migrant_of(departure), now)
+        for attempt in self.prefill.take_returned():
+            self.decode.take_back(self._lent_rows.pop(attempt))
+        for attempt in [attempt for attempt in self._lent_rows if not self.prefill.knows(attempt)]:
+            del self._lent_rows[attempt]
         return commands + self._plan(now)
 
     def stats(self) -> NodeStats:
@@ -123,6 +134,7 @@ class Node:
             num_restored=self.decode.planner.num_restored,
             num_drafted=self.decode.num_drafted,
             num_accepted=self.decode.num_accepted,
+            num_migrated=self.prefill.num_migrated,
         )
 
     def is_idle(self) -> bool:
@@ -137,6 +149,7 @@ class Node:
         held = sum(len(table) for table in tables)
         assert held == self.pool.num_references(), f"{held} blocks in tables, {self.pool.num_references()} references"
         assert not set(self.prefill.attempts) & set(self.decode.attempts), "an attempt is at both machines"
+        assert self._lent_rows.keys() <= set(self.prefill.attempts), "a row is kept whose blocks are nobody's"
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -151,14 +164,14 @@ class Node:
                 return self._on_dropped_before(event)
             case Submitted() | Claimed() | LeasesRenewed() | LeaseReleased() | Lent() | Fenced():
                 return self.prefill.handle(event, self.mix, now)
-            case Offered() | ClaimAnswered() | KVArrived() | KVFailed():
+            case Offered() | ClaimAnswered() | KVArrived() | KVFailed() | MigrateAsked():
                 return self.decode.handle(event, now)
             case Sealed(attempt):
                 return [] if attempt in self._tombstones else self.decode.handle(event, now)
             case Dropped(attempt):
                 return self._on_dropped(attempt, now)
             case PeerLost(node):
-                return self.prefill.lose_peer(node) + self.decode.intake.lose_peer(node)
+                return self.prefill.lose_peer(node) + self.decode.lose_peer(node)
             case MixChanged(mix):
                 self._on_mix(mix)
                 return []
@@ -235,11 +248,27 @@ class Node:
             (*decode.joined, *prefill.joined),
             self.prefill.take_left() + self.decode.take_left(),
             tuple(decode.grown),
-            tuple(prefill.seal),
+            (*decode.seal, *prefill.seal),
             max_drafts if any(max_drafts) else (),
             tuple(decode.saved),
             tuple(decode.restored),
         )
+
+
+def _migrant_of(departure: Departure) -> Migrant:
+    row = departure.row
+    return Migrant(
+        row.id,
+        row.request,
+        departure.log,
+        row.gateway,
+        departure.to,
+        row.table,
+        row.num_context,
+        row.answer[-1],
+        departure.timing,
+        row.num_preemptions + row.num_saves,
+    )
 
 
 def _decode_config(node: NodeId, config: NodeConfig) -> DecodeConfig:

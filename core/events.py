@@ -118,6 +118,25 @@ class Overridden:
     mixes: tuple[Mix, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """The operator wants a node empty: it takes nothing new, and its rows go elsewhere. Ends with its next mix."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Stayed:
+    """A node's answer to `MigrateAsked` where the attempt was not taken: what of it is here goes on here.
+
+    `was_offered`: the other node was told of it, and can no longer get it.
+    """
+
+    attempt: AttemptId
+    node: NodeId
+    was_offered: bool
+
+
 # ── to a node's prefill machine ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -156,10 +175,11 @@ class LeasesRenewed:
 
 @dataclass(frozen=True, slots=True)
 class LeaseReleased:
-    """The reader is done with the lent blocks, or never will read them."""
+    """The reader is done with the lent blocks, or never will read them. `has_all`: the attempt runs there now."""
 
     attempt: AttemptId
     reader: NodeId
+    has_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +259,14 @@ class KVFailed:
     fetch: int
     end: AttemptEnd
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class MigrateAsked:
+    """Move this attempt's row to another node, if it decodes; answered by its `AttemptFinished`, or by `Stayed`."""
+
+    attempt: AttemptId
+    to: NodeId
 
 
 # ── to both machines of a node ───────────────────────────────────────────────────────────────────────────────────────
@@ -322,6 +350,18 @@ class RequestEnded:
     error: ErrorInfo
 
 
+# ── to the operator ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """A drain is over: the node is empty, or time is over, or it is gone, or has a new mix. `num_left` attempts were
+    there then."""
+
+    node: NodeId
+    num_left: int
+
+
 SchedulerEvent = (
     RequestArrived
     | RequestCancelled
@@ -333,11 +373,15 @@ SchedulerEvent = (
     | NodeJoined
     | NodeLost
     | Overridden
+    | DrainAsked
+    | Stayed
     | Tick
 )
 PrefillEvent = Submitted | Claimed | LeasesRenewed | LeaseReleased | Lent | Fenced
-DecodeEvent = Offered | Sealed | ClaimAnswered | KVArrived | KVFailed
+HandoffEvent = Offered | Sealed | ClaimAnswered | KVArrived | KVFailed
+DecodeEvent = HandoffEvent | MigrateAsked
 SharedEvent = Dropped | StepDone | StepFailed | PeerLost | MixChanged | Tick
 NodeEvent = PrefillEvent | DecodeEvent | SharedEvent
 GatewayEvent = TokensEmitted | AttemptLost | RequestEnded | Tick
-Event = SchedulerEvent | NodeEvent | GatewayEvent
+OperatorEvent = Drained
+Event = SchedulerEvent | NodeEvent | GatewayEvent | OperatorEvent

@@ -15,9 +15,10 @@ GatewayId = NewType("GatewayId", str)
 LayoutId = NewType("LayoutId", str)
 
 Address = str
-"""Where a `Tell` goes: a node id, a gateway id, or `SCHEDULER`."""
+"""Where a `Tell` goes: a node id, a gateway id, `SCHEDULER` or `OPERATOR`."""
 
 SCHEDULER: Address = "scheduler"
+OPERATOR: Address = "operator"
 
 
 def attempt_id(request: RequestId, number: int) -> AttemptId:

@@ -38,6 +38,7 @@ class DecodeState(StrEnum):
     FETCHING = "fetching"
     DECODING = "decoding"
     SAVED = "saved"
+    LEAVING = "leaving"
     ENDING = "ending"
     GONE = "gone"
 
@@ -170,6 +171,7 @@ REQUEST = Table(
         (_R.ENDED, events.StreamEnded, "ended", "likewise"),
         (_R.ENDED, events.AttemptFinished, "ended", "return that node's credits, booked until now"),
         (_R.ENDED, events.NodeLost, "ended", "return the lost node's credits"),
+        (_R.ENDED, events.Stayed, "ended", "nothing: the node it did not go to has been told of the end"),
         (_R.WAITING, Inner.ROUTE, "routed ended", "book slot and credit together, `Submitted`; or `RequestEnded`"),
         (_R.WAITING, events.RequestCancelled, "ended", "leave the queue; no node is told"),
         (_R.WAITING, events.StreamEnded, "ended", "leave the queue"),
@@ -178,12 +180,14 @@ REQUEST = Table(
         (_R.WAITING, events.Tick, "waiting ended", "deadline or waiting time over: `RequestEnded`"),
         (_R.ROUTED, events.AttemptFinished, "routed waiting resuming ended", "return credits; refused: wait again, not "
          "a try; lost, failed or preempted: `AttemptLost`, and `Dropped` to the other node"),
-        (_R.ROUTED, events.NodeLost, "routed resuming", "if it is still booked there: `AttemptLost`"),
+        (_R.ROUTED, events.NodeLost, "routed resuming", "if it is still booked there: `AttemptLost`; it was on its way "
+         "there: its node will say"),
+        (_R.ROUTED, events.Stayed, "routed", "return the credits where it should have gone; offered: `Dropped` there"),
         (_R.ROUTED, events.StreamSilent, "resuming", "`AttemptLost` to the gateway, `Dropped` to the nodes"),
         (_R.ROUTED, events.StreamEnded, "ended", "`Dropped` to nodes that have not reported"),
         (_R.ROUTED, events.RequestCancelled, "ended", "`Dropped` to both nodes at once"),
         (_R.ROUTED, events.Tick, "routed resuming ended", "deadline over: `RequestEnded`, `Dropped`; all nodes have "
-         "reported, and its last tokens do not come: `AttemptLost`"),
+         "reported, and its last tokens do not come: `AttemptLost`; its node drains: `MigrateAsked`"),
         (_R.RESUMING, events.RequestResumed, "waiting ended", "eligible: wait with the log, by age; else failed"),
         (_R.RESUMING, events.RequestCancelled, "ended", "nothing runs for it any more"),
         (_R.RESUMING, events.StreamEnded, "ended", "the stream was complete after all"),
@@ -202,6 +206,7 @@ PREFILL = Table(
         (_P.GONE, events.Claimed, "gone", "`ClaimAnswered` (refused)"),
         (_P.GONE, events.Dropped, "gone", "tombstone for one lease; report dropped"),
         (_P.GONE, events.Tick, "gone", "forget old tombstones"),
+        (_P.GONE, events.StepDone, "offered gone", "a row that leaves is sealed: grant, `Offered` with its log"),
         (_P.QUEUED, Inner.PLAN, "prefilling", "allocate all blocks of the prompt; `RunStep`"),
         (_P.QUEUED, events.Dropped, "gone", "report dropped"),
         (_P.QUEUED, events.PeerLost, "queued gone", "its decode node: report kv_lost"),
@@ -217,12 +222,13 @@ PREFILL = Table(
         (_P.PREFILLING, events.Tick, "prefilling ending gone", "an unclaimed lease ran out: stop, kv_lost"),
         (_P.OFFERED, events.LeasesRenewed, "offered", "expiry = max(expiry, now + lease)"),
         (_P.OFFERED, events.Claimed, "claimed", "pin, `Lend`"),
-        (_P.OFFERED, events.LeaseReleased, "ending gone", "the reader gave up: cache or free, report"),
+        (_P.OFFERED, events.LeaseReleased, "ending gone", "the reader gave up: cache or free, report; a row goes back"),
         (_P.OFFERED, events.Dropped, "ending gone", "the lease ends; report dropped"),
-        (_P.OFFERED, events.PeerLost, "offered ending gone", "its reader: the lease ends; report kv_lost"),
-        (_P.OFFERED, events.Tick, "offered ending gone", "the lease ran out: report kv_lost"),
+        (_P.OFFERED, events.PeerLost, "offered ending gone", "its reader: the lease ends; kv_lost; a row goes back"),
+        (_P.OFFERED, events.Tick, "offered ending gone", "the lease ran out: report kv_lost; a row goes back"),
         (_P.CLAIMED, events.Lent, "claimed", "`ClaimAnswered` (granted)"),
-        (_P.CLAIMED, events.LeaseReleased, "ending gone", "cache or free; report handed_off"),
+        (_P.CLAIMED, events.LeaseReleased, "ending gone", "cache or free; report handed_off; a row that the reader did "
+         "not get goes back"),
         (_P.CLAIMED, events.PeerLost, "claimed ending", "its reader: `Revoke`, and wait for `Fenced`"),
         (_P.CLAIMED, events.Dropped, "ending", "untouched until released or fenced"),
         (_P.ENDING, events.StepDone, "ending gone", "the last step that could write is over"),
@@ -247,15 +253,21 @@ DECODE = Table(
         (_D.GONE, events.Sealed, "gone", "it overtook its `Offered`: keep it, bounded"),
         (_D.GONE, events.ClaimAnswered, "gone", "a late grant is given back: `LeaseReleased`"),
         (_D.GONE, events.Dropped, "gone", "tombstone for one lease; report dropped"),
-        (_D.GONE, events.Tick, "gone", "forget old tombstones and early `Sealed`"),
+        (_D.GONE, events.Tick, "gone decoding", "forget old tombstones and early `Sealed`; a row was not claimed in "
+         "time: it is back, `Stayed`"),
+        (_D.GONE, events.LeaseReleased, "decoding gone", "a row was not taken: it is back, `Stayed`"),
+        (_D.GONE, events.PeerLost, "decoding gone", "nobody had claimed a row: it is back, `Stayed`"),
+        (_D.GONE, events.MigrateAsked, "gone", "`Stayed`"),
         (_D.WAITING, Inner.ROOM, "claiming", "reserve, `Claimed`"),
         (_D.WAITING, events.Sealed, "waiting", "remember the longer handle"),
+        (_D.WAITING, events.MigrateAsked, "waiting", "`Stayed`: only what decodes can move"),
         (_D.WAITING, events.Dropped, "gone", "`LeaseReleased`; report dropped"),
         (_D.WAITING, events.PeerLost, "waiting gone", "its lender: report kv_lost"),
         (_D.WAITING, events.Tick, "waiting gone", "renew the lease; too long after the last seal: kv_lost"),
         (_D.CLAIMING, events.ClaimAnswered, "fetching decoding gone", "granted: `FetchKV` of what is sealed, "
          "none if all is cached here; refused: kv_lost"),
         (_D.CLAIMING, events.Sealed, "claiming", "remember the longer handle"),
+        (_D.CLAIMING, events.MigrateAsked, "claiming", "`Stayed`"),
         (_D.CLAIMING, events.Dropped, "gone", "cancel the reservation, `LeaseReleased`; report dropped"),
         (_D.CLAIMING, events.PeerLost, "claiming gone", "its lender: cancel the reservation, kv_lost"),
         (_D.CLAIMING, events.Tick, "claiming gone", "no answer in time: cancel, `LeaseReleased`, kv_lost"),
@@ -265,6 +277,7 @@ DECODE = Table(
         (_D.FETCHING, events.ClaimAnswered, "ending gone", "refused: the lender's prefill failed, the rest will not "
          "come: as a failed fetch"),
         (_D.FETCHING, events.KVFailed, "ending gone", "quarantine until no fetch is open; `LeaseReleased`; report"),
+        (_D.FETCHING, events.MigrateAsked, "fetching", "`Stayed`"),
         (_D.FETCHING, events.Dropped, "ending gone", "quarantine until the open fetch has ended, then release"),
         (_D.FETCHING, events.PeerLost, "fetching ending gone", "its lender: as a failed fetch"),
         (_D.FETCHING, events.Tick, "fetching ending gone", "too long after the last seal: give up, kv_lost"),
@@ -274,15 +287,24 @@ DECODE = Table(
          "alone: report step_failed"),
         (_D.DECODING, events.StepFailed, "decoding ending gone", "its step: report step_failed"),
         (_D.DECODING, events.Dropped, "ending gone", "idle: free at once; in a step: at its end"),
+        (_D.DECODING, events.MigrateAsked, "leaving decoding", "no further step; to the node itself: `Stayed`"),
+        (_D.LEAVING, events.StepDone, "leaving ending gone", "its last one: the next step seals its blocks; sealed: "
+         "the lender has it; complete or failed: as a row that decodes"),
+        (_D.LEAVING, events.StepFailed, "leaving decoding ending gone", "its last one: report step_failed; the one "
+         "that should have sealed: it decodes on, `Stayed`"),
+        (_D.LEAVING, events.PeerLost, "leaving decoding", "where it should go: it decodes on, `Stayed`"),
+        (_D.LEAVING, events.Dropped, "ending gone", "as a row that decodes"),
         (_D.SAVED, Inner.ROOM, "decoding", "the next step copies it back, the oldest first, before any admission"),
         (_D.SAVED, events.StepDone, "saved", "the step that copied it out: its blocks are free"),
         (_D.SAVED, events.StepFailed, "saved gone", "the step that copied it out: report step_failed"),
+        (_D.SAVED, events.MigrateAsked, "saved", "`Stayed`: it must be back first"),
         (_D.SAVED, events.Dropped, "ending gone", "copied out: forget it; on its way there: at its step's end"),
         (_D.ENDING, events.KVArrived, "ending gone", "the fetch has ended; its bytes are not used"),
         (_D.ENDING, events.KVFailed, "ending gone", "the fetch has ended"),
         (_D.ENDING, events.StepDone, "ending gone", "the last step that could write is over"),
         (_D.ENDING, events.StepFailed, "ending gone", "the last step that could write is over"),
         (_D.ENDING, events.ClaimAnswered, "ending", "a late grant is given back: `LeaseReleased`"),
+        (_D.ENDING, events.MigrateAsked, "ending", "`Stayed`"),
         (_D.ENDING, events.Dropped, "ending", "one report is enough: it follows when the blocks are back"),
     ),
 )  # fmt: skip
@@ -298,7 +320,7 @@ LEASE = Table(
         (_L.GRANTED, events.Dropped, "revoked", "nobody has claimed it: over at once"),
         (_L.GRANTED, events.StepFailed, "granted revoked", "the attempt failed while it was lent in part"),
         (_L.GRANTED, events.PeerLost, "granted revoked", "its reader"),
-        (_L.GRANTED, events.Tick, "granted expired", "not renewed for a lease's time"),
+        (_L.GRANTED, events.Tick, "granted expired", "not renewed for a lease's time; a row's: not claimed in time"),
         (_L.CLAIMED, events.LeasesRenewed, "claimed", "nothing: no expiry"),
         (_L.CLAIMED, events.LeaseReleased, "released", "the reader is done"),
         (_L.CLAIMED, events.Dropped, "claimed", "the reader may be copying: wait"),
@@ -330,6 +352,8 @@ BLOCK = Table(
         (_B.RECEIVING, _V.QUARANTINE, "quarantined", "its attempt is over while a fetch may write it"),
         (_B.RECEIVING, _V.FREE, "free", "its fetch has ended; the rest of the handoff failed"),
         (_B.IN_USE, _V.SHARE, "in_use", "one more owner"),
+        (_B.IN_USE, _V.SEAL, "sealed", "its row leaves: as it stands, digested; it does not change while it is lent"),
+        (_B.SEALED, _V.SEAL, "sealed", "likewise; others hold it too"),
         (_B.IN_USE, _V.QUARANTINE, "in_use quarantined", "its attempt is over, a step may touch it; shared: nothing"),
         (_B.IN_USE, _V.FREE, "in_use cached free", "one owner less; without owners kept as a prefix, or free"),
         (_B.QUARANTINED, _V.FREE, "cached free", "the step or the fetch has ended; never by time alone"),

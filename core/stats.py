@@ -25,7 +25,7 @@ class NodeStats:
     `num_prompt_tokens` are those of all attempts whose prefill began here, with what earlier attempts had answered;
     `num_cached_tokens` of them were found instead of computed. Rows gave way by being computed again later
     (`num_preempted`) or through host memory (`num_saved`; so far `num_restored` are back). Of `num_drafted` guessed
-    tokens the model confirmed `num_accepted`.
+    tokens the model confirmed `num_accepted`. `num_migrated` rows run on elsewhere.
     """
 
     queued_tokens: int
@@ -45,6 +45,7 @@ class NodeStats:
     num_restored: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    num_migrated: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """Rows that decode: one token each per step and drafts behind it, as many as the mix lets run, oldest first."""
 
+from array import array
 from dataclasses import dataclass, field, replace
 
 from core.events import AttemptEnd
-from core.ids import AttemptId, GatewayId
+from core.ids import AttemptId, GatewayId, NodeId
 from core.kv import num_blocks
 from core.lifecycle import BlockState, DecodeState
 from core.request import Request
@@ -17,11 +18,12 @@ from engine.blocks import BlockPool
 class DecodeRow:
     """One attempt that decodes, or will when its blocks are back.
 
-    `num_context` tokens have KV once all planned steps are over, drafts not counted; `num_output` tokens of the
-    request's answer are known; `num_in_flight` more are being sampled, and `num_drafts` guessed on top of them. `join`
-    is what the executor must be told first; None once it was. Of `table` it knows the first `num_told` blocks.
+    `num_context` tokens have KV once all planned steps are over, drafts not counted; `answer` are the known tokens of
+    the request's answer, u32 each; `num_in_flight` more are being sampled, and `num_drafts` guessed on top of them.
+    `join` is what the executor must be told first; None once it was. Of `table` it knows the first `num_told` blocks.
     `last_step` is the last one that may touch its blocks, `last_turn` the last in which it ran. `num_saved` blocks lie
-    in host memory, or will when `last_step` is over.
+    in host memory, or will when `last_step` is over. `num_sealed` of its full blocks have a digest that is
+    true. `to`: where it goes while it is LEAVING.
     """
 
     id: AttemptId
@@ -29,13 +31,14 @@ class DecodeRow:
     gateway: GatewayId
     table: tuple[int, ...]
     num_context: int
-    num_output: int
+    answer: "array[int]"
     timing: Timing
     ready_at: float
     num_preemptions: int = 0
     join: RowJoin | None = None
     state: DecodeState = DecodeState.DECODING
     num_told: int = 0
+    num_sealed: int = 0
     num_in_flight: int = 0
     num_drafts: int = 0
     last_step: int = -1
@@ -44,7 +47,13 @@ class DecodeRow:
     num_saves: int = 0
     drafting: Drafting = field(default_factory=Drafting)
     started_at: float | None = None
+    to: NodeId | None = None
     end: AttemptEnd | None = None
+
+    @property
+    def num_output(self) -> int:
+        """Known tokens of the answer, those of earlier attempts among them."""
+        return len(self.answer)
 
     @property
     def is_running(self) -> bool:
@@ -60,7 +69,10 @@ class DecodeRow:
 
 @dataclass(slots=True)
 class DecodeRows:
-    """The decode part of a step plan, in columns; every row has one token, and `max_drafts` behind it."""
+    """The decode part of a step plan, in columns; every row has one token, and `max_drafts` behind it.
+
+    `seal` are the blocks of rows that leave.
+    """
 
     attempts: list[AttemptId] = field(default_factory=list)
     max_drafts: list[int] = field(default_factory=list)
@@ -68,11 +80,12 @@ class DecodeRows:
     grown: list[RowGrowth] = field(default_factory=list)
     saved: list[AttemptId] = field(default_factory=list)
     restored: list[RowGrowth] = field(default_factory=list)
+    seal: list[int] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Whether no step is needed for it."""
-        return not (self.attempts or self.saved or self.restored)
+        return not (self.attempts or self.saved or self.restored or self.seal)
 
 
 def grow(row: DecodeRow, pool: BlockPool, block_size: int) -> bool:

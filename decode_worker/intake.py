@@ -6,7 +6,7 @@ from core.events import (
     AttemptFinished,
     ClaimAnswered,
     Claimed,
-    DecodeEvent,
+    HandoffEvent,
     KVArrived,
     KVFailed,
     LeaseReleased,
@@ -70,8 +70,8 @@ class Intake:
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def handle(self, event: DecodeEvent, now: float) -> list[Command]:
-        """One event of the decode machine's own."""
+    def handle(self, event: HandoffEvent, now: float) -> list[Command]:
+        """One event of a handoff, or of a row that migrates here."""
         match event:
             case Offered():
                 return self._on_offered(event, now)
@@ -176,7 +176,7 @@ class Intake:
         commit(incoming, self._pool)
         del self._incoming[incoming.id]
         self._arrived.append(incoming)
-        return [*commands, self._release(incoming)]
+        return [*commands, self._release(incoming, has_all=True)]
 
     # ── waiting and ending ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -215,8 +215,8 @@ class Intake:
         del self._incoming[incoming.id]
         return [self._release(incoming), self._report(incoming.id, incoming.end)]
 
-    def _release(self, incoming: Incoming) -> Tell:
-        return Tell(incoming.owner, LeaseReleased(incoming.id, self._config.node))
+    def _release(self, incoming: Incoming, *, has_all: bool = False) -> Tell:
+        return Tell(incoming.owner, LeaseReleased(incoming.id, self._config.node, has_all))
 
     def _report(self, attempt: AttemptId, end: AttemptEnd) -> Tell:
         return Tell(SCHEDULER, AttemptFinished(attempt, self._config.node, end))

@@ -9,6 +9,7 @@ from core.lifecycle import DecodeState
 from decode_worker.batching import DecodeRow, DecodeRows, add_row, grow, grow_for_drafts
 from decode_worker.config import DecodeConfig
 from decode_worker.drafts import DraftPolicy, num_without
+from decode_worker.leaving import add_seal
 from decode_worker.preemption import next_victim
 from decode_worker.rows import Rows, StepRows
 from decode_worker.saving import may_save, num_needed, restore, save
@@ -60,7 +61,7 @@ class Planner:
             add_row(plan.rows, row, num_drafts, step, self._pool)
             row.started_at = now if row.started_at is None else row.started_at
         only_restored = [row for row in plan.restored if row.last_turn != step]
-        self._rows.open_step(step, StepRows(ready, plan.saved, only_restored))
+        self._rows.open_step(step, StepRows(ready, plan.saved, only_restored, self._seal(plan)))
         self.is_short = plan.is_short or self._is_awaited()
         return plan.rows, plan.commands
 
@@ -75,6 +76,13 @@ class Planner:
             restore(plan.rows, row, plan.step, self._pool)
             plan.restored.append(row)
             self.num_restored += 1
+
+    def _seal(self, plan: _Next) -> list[DecodeRow]:
+        """Rows that leave and whose last step is over."""
+        due = [row for row in self._rows if row.state is DecodeState.LEAVING and not self._rows.is_in_flight(row)]
+        for row in due:
+            add_seal(plan.rows, row, plan.step, self._config.block_size)
+        return due
 
     def _wanting(self, plan: _Next, max_rows: int) -> list[DecodeRow]:
         """Rows for the next step, oldest first; of too many those that have waited longest: none falls silent.

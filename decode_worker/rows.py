@@ -13,11 +13,13 @@ from engine.blocks import BlockPool
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """The rows that one step holds: those that run, in the plan's order, are copied out, or only come back."""
+    """The rows that one step holds: those that run, in the plan's order, are copied out, only come back, or are
+    sealed."""
 
     running: list[DecodeRow] = field(default_factory=list)
     saved: list[DecodeRow] = field(default_factory=list)
     restored: list[DecodeRow] = field(default_factory=list)
+    leaving: list[DecodeRow] = field(default_factory=list)
 
 
 class Rows:
@@ -66,6 +68,11 @@ class Rows:
         assert row.id not in self._rows, f"{row.id} is here already"
         self._rows[row.id] = row
 
+    def take_out(self, row: DecodeRow) -> None:
+        """It is in no step, and its blocks are another's from now on; the executor keeps it."""
+        assert not self.is_in_flight(row) and row.end is None, f"{row.id} is taken out of a step"
+        del self._rows[row.id]
+
     def take_left(self) -> tuple[AttemptId, ...]:
         """Rows that the executor may forget, once."""
         left, self._left = tuple(self._left), []
@@ -75,7 +82,7 @@ class Rows:
 
     def open_step(self, step: int, rows: StepRows) -> None:
         """These rows are in a step from now on."""
-        if rows.running or rows.saved or rows.restored:
+        if rows.running or rows.saved or rows.restored or rows.leaving:
             self._in_step[step] = rows
 
     def close_step(self, step: int) -> StepRows:
@@ -116,6 +123,7 @@ class Rows:
         for row in self._rows.values():
             is_out = row.state is DecodeState.SAVED and not self.is_in_flight(row)
             assert not (is_out and row.table), f"{row.id} is saved and holds {len(row.table)} blocks"
+            assert (row.to is not None) == (row.state is DecodeState.LEAVING) or row.end, f"{row.id} goes to {row.to}"
             assert row.num_told <= len(row.table), f"{row.id}: {row.num_told} of {len(row.table)} blocks were told"
             assert (row.num_saved > 0) == (row.state is DecodeState.SAVED) or row.end, (
                 f"{row.id}: {row.num_saved} saved"

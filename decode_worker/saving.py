@@ -41,7 +41,7 @@ def save(rows: DecodeRows, row: DecodeRow, step: int, pool: BlockPool) -> None:
 def let_go(row: DecodeRow, pool: BlockPool) -> None:
     """The step that copied it out is over: its blocks are anybody's."""
     pool.free(row.table)
-    row.table, row.num_told = (), 0
+    row.table, row.num_told, row.num_sealed = (), 0, 0
 
 
 def restore(rows: DecodeRows, row: DecodeRow, step: int, pool: BlockPool) -> None:

@@ -1,19 +1,21 @@
 """The decode machine of one node: takes attempts in, and decodes all its rows together."""
 
+from array import array
 from dataclasses import dataclass, replace
 
-from core.commands import Command, Emit
-from core.events import AttemptEnd, DecodeEvent, FinishReason, PrefillDone
+from core.commands import Command, Emit, Tell
+from core.events import AttemptEnd, DecodeEvent, FinishReason, MigrateAsked, PrefillDone, Stayed
 from core.finish import finish_reason
-from core.ids import AttemptId, GatewayId
+from core.ids import SCHEDULER, AttemptId, GatewayId, NodeId
 from core.lifecycle import DecodeState
-from core.request import Request, num_packed, pack_tokens
+from core.request import Request, unpack_tokens
 from core.stats import Timing
 from core.step import RowJoin, StepResult
 from decode_worker.batching import DecodeRow, DecodeRows
 from decode_worker.config import DecodeConfig
 from decode_worker.emission import Emission, Taken, tokens_of
 from decode_worker.intake import Intake
+from decode_worker.leaving import seal, stay, timing_so_far
 from decode_worker.planning import Planner
 from decode_worker.reservations import Incoming
 from decode_worker.rows import Rows
@@ -34,6 +36,20 @@ class AdoptedAttempt:
     num_preemptions: int
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A row whose blocks are sealed and belong to the node's lender from now on; `row` is what could come back."""
+
+    row: DecodeRow
+    to: NodeId
+    timing: Timing
+
+    @property
+    def log(self) -> bytes:
+        """The answer but for its newest token, packed: what has KV behind the prompt."""
+        return self.row.answer[:-1].tobytes()
+
+
 class DecodeWorker:
     """Decides for all attempts that this node decodes.
 
@@ -46,6 +62,7 @@ class DecodeWorker:
         self._rows = Rows(config.node, pool)
         self.intake = Intake(config, pool)
         self.planner = Planner(config, pool, self._rows)
+        self._departed: list[Departure] = []
         self.num_drafted = 0
         self.num_accepted = 0
 
@@ -94,6 +111,8 @@ class DecodeWorker:
 
     def handle(self, event: DecodeEvent, now: float) -> list[Command]:
         """One event of this machine's own."""
+        if isinstance(event, MigrateAsked):
+            return self._on_migrate_asked(event)
         commands = self.intake.handle(event, now)
         for incoming in self.intake.take_arrived():
             self._join(incoming, now)
@@ -109,12 +128,12 @@ class DecodeWorker:
             attempt.gateway,
             attempt.table,
             done.num_tokens,
-            num_packed(attempt.log) + 1,
+            _answer_of(attempt.log, done),
             done.timing,
             now,
             attempt.num_preemptions,
         )
-        row.num_told = len(attempt.table)
+        row.num_told, row.num_sealed = len(attempt.table), done.num_tokens // self._config.block_size
         self._rows.add(row)
 
     def drop(self, attempt: AttemptId) -> list[Command]:
@@ -122,6 +141,24 @@ class DecodeWorker:
         if attempt in self.intake:
             return self.intake.drop(attempt)
         return self._rows.end(self._rows[attempt], AttemptEnd.DROPPED)
+
+    def lose_peer(self, node: NodeId) -> list[Command]:
+        """Another node is gone: what it lends is lost, and nobody leaves for it."""
+        staying = [row for row in self._rows if row.state is DecodeState.LEAVING and row.to == node]
+        for row in staying:
+            stay(row)
+        return self.intake.lose_peer(node) + [self._stayed(row.id) for row in staying]
+
+    def take_departed(self) -> list[Departure]:
+        """Rows that the node's lender takes over, once."""
+        departed, self._departed = self._departed, []
+        return departed
+
+    def take_back(self, row: DecodeRow) -> None:
+        """The lender gives a row back with its blocks: it goes on, as the youngest."""
+        stay(row)
+        self._pool.adopt(row.table)
+        self._rows.add(row)
 
     def admit(self, now: float) -> list[Command]:
         """Blocks may have become free: for attempts on their way in, once no row lacks any."""
@@ -150,6 +187,9 @@ class DecodeWorker:
                 ends += self._rows.settle(row)
             elif row.state is DecodeState.SAVED:
                 let_go(row, self._pool)
+        digests = dict(zip(result.sealed, result.digests, strict=True))
+        for row in held.leaving:
+            ends += self._depart(row, digests, now)
         return [Emit(gateway, emission.event()) for gateway, emission in emissions.items()] + ends
 
     def fail_step(self, step: int) -> list[Command]:
@@ -159,6 +199,12 @@ class DecodeWorker:
         for row in (*held.running, *held.saved, *held.restored):
             row.num_drafts = 0
             commands += self._rows.end(row, AttemptEnd.STEP_FAILED)
+        for row in held.leaving:
+            if row.end is not None:
+                commands += self._rows.settle(row)
+            elif row.state is DecodeState.LEAVING:
+                stay(row)
+                commands.append(self._stayed(row.id))
         return commands
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -177,16 +223,16 @@ class DecodeWorker:
         offer, done = incoming.offer, incoming.done
         assert done is not None
         request, table = offer.request, incoming.table
-        tokens = request.token_ids + offer.log + pack_tokens((done.token_id,))
+        answer = _answer_of(offer.log, done)
+        tokens = request.token_ids + answer.tobytes()
         generations = self._pool.generations(table)
         num_prompt_tokens = request.prompt.num_tokens
         join = RowJoin(offer.attempt, tokens, done.num_tokens, request.sampling, table, generations, num_prompt_tokens)
         timing = replace(
             done.timing,
-            reserve_s=max(0.0, incoming.granted_at - incoming.done_at),
-            handoff_s=now - max(incoming.granted_at, incoming.done_at),
+            reserve_s=done.timing.reserve_s + max(0.0, incoming.granted_at - incoming.done_at),
+            handoff_s=done.timing.handoff_s + now - max(incoming.granted_at, incoming.done_at),
         )
-        num_output = num_packed(offer.log) + 1
         self._rows.add(
             DecodeRow(
                 offer.attempt,
@@ -194,11 +240,12 @@ class DecodeWorker:
                 offer.gateway,
                 table,
                 done.num_tokens,
-                num_output,
+                answer,
                 timing,
                 now,
                 offer.num_preemptions,
                 join,
+                num_sealed=done.num_tokens // self._config.block_size,
             )
         )
 
@@ -215,7 +262,8 @@ class DecodeWorker:
         """Whether its answer is complete; what the executor has won beyond that is nobody's."""
         row.num_context += len(tokens) - 1
         for taken in tokens:
-            index, row.num_output = row.num_output, row.num_output + 1
+            index = row.num_output
+            row.answer.append(taken[0])
             finish = finish_reason(taken[0], row.num_output, row.request.sampling, self._config.eos_token_ids)
             emission.add(row.id, index, taken, finish, self._timing(row, finish, now))
             if finish:
@@ -225,5 +273,35 @@ class DecodeWorker:
     def _timing(self, row: DecodeRow, finish: FinishReason | None, now: float) -> Timing | None:
         if finish is None:
             return None
-        assert row.started_at is not None
-        return replace(row.timing, queue_decode_s=row.started_at - row.ready_at, decode_s=now - row.started_at)
+        return timing_so_far(row, now)
+
+    # ── leaving ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_migrate_asked(self, event: MigrateAsked) -> list[Command]:
+        """A row runs no further step; what is no row, or is saved, cannot leave now."""
+        row = self._rows.get(event.attempt)
+        if row is not None and row.state is DecodeState.LEAVING:
+            return []
+        if row is None or not row.is_running or event.to == self._config.node:
+            return [self._stayed(event.attempt)]
+        row.state, row.to = DecodeState.LEAVING, event.to
+        return []
+
+    def _depart(self, row: DecodeRow, digests: dict[int, bytes], now: float) -> list[Command]:
+        """It is sealed. One that was called back meanwhile, and runs again, is not taken by what was sealed before."""
+        if row.end is not None:
+            return self._rows.settle(row)
+        if row.state is DecodeState.LEAVING and not self._rows.is_in_flight(row):
+            assert row.to is not None
+            seal(row, digests, self._pool, self._config.block_size)
+            self._rows.take_out(row)
+            self._departed.append(Departure(row, row.to, timing_so_far(row, now)))
+        return []
+
+    def _stayed(self, attempt: AttemptId) -> Tell:
+        return Tell(SCHEDULER, Stayed(attempt, self._config.node, was_offered=False))
+
+
+def _answer_of(log: bytes, done: PrefillDone) -> "array[int]":
+    """The answer as it is when a row begins: what earlier attempts delivered, and the newest token."""
+    return array("I", (*unpack_tokens(log), done.token_id))

@@ -125,6 +125,12 @@ class BlockPool:
         self._move(block, BlockState.SEALED)
         self._publish(block, digest, key)
 
+    def reseal(self, block: int, digest: bytes) -> None:
+        """A row that decoded leaves: its block is complete as it stands, and stays so until it is adopted or freed."""
+        assert self._state[block] in (BlockState.IN_USE, BlockState.SEALED), f"{block} is {self._state[block]}"
+        self._move(block, BlockState.SEALED)
+        self._digest[block] = digest
+
     def receive(self, blocks: Iterable[int]) -> None:
         """A fetch may write these from now on."""
         for block in blocks:

@@ -37,8 +37,8 @@ class Prefill:
     computed: results are in. planned: computed, or in a step in flight. sealed, offered, to_seal: blocks. cached:
     tokens that were found. `source` is the block that its first step copies from, held until that step is over.
     `num_lacking`: so many available blocks were too few. `awaited`: see `prefixes`. `scores` are those of its prompt
-    tokens from the second on, as far as computed. `end` is what will be reported once nothing holds its blocks; None
-    while it is wanted.
+    tokens from the second on, as far as computed. `is_migrant`: it is a row that decoded here. `end` is what will be
+    reported once nothing holds its blocks; None while it is wanted.
     """
 
     asked: Submitted
@@ -59,6 +59,7 @@ class Prefill:
     num_lacking: int = -1
     awaited: "Awaited | None" = None
     scores: list[TokenLogprobs] = field(default_factory=list)
+    is_migrant: bool = False
     end: AttemptEnd | None = None
 
     @property

@@ -12,12 +12,14 @@ from prefill_worker.config import PrefillConfig
 
 @dataclass(slots=True)
 class Lease:
-    """One attempt's lease; it grows as chunks are sealed. `expires_at` counts only while GRANTED."""
+    """One attempt's lease; it grows as chunks are sealed. `expires_at` counts only while GRANTED, and does not move
+    where it `is_fixed`."""
 
     reader: NodeId
     expires_at: float
     state: LeaseState = LeaseState.GRANTED
     is_fencing: bool = False
+    is_fixed: bool = False
 
 
 class LeaseBook:
@@ -48,10 +50,15 @@ class LeaseBook:
         assert attempt not in self._leases, f"{attempt} has a lease"
         self._leases[attempt] = Lease(reader, now + self._lease_s)
 
+    def grant_for(self, attempt: AttemptId, reader: NodeId, claim_s: float, now: float) -> None:
+        """Open a lease that is to be claimed within `claim_s`, whatever the reader waits for: a client waits, too."""
+        self.grant(attempt, reader, now)
+        self._leases[attempt].expires_at, self._leases[attempt].is_fixed = now + claim_s, True
+
     def renew(self, attempt: AttemptId, reader: NodeId, now: float) -> None:
         """The reader still wants it."""
         lease = self._leases.get(attempt)
-        if lease is not None and lease.reader == reader:
+        if lease is not None and lease.reader == reader and not lease.is_fixed:
             lease.expires_at = max(lease.expires_at, now + self._lease_s)
 
     def claim(self, attempt: AttemptId, reader: NodeId) -> bool:

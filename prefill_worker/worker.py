@@ -14,11 +14,12 @@ from core.events import (
     PrefillDone,
     PrefillEvent,
     Sealed,
+    Stayed,
     Submitted,
 )
 from core.finish import finish_reason
 from core.ids import SCHEDULER, AttemptId, NodeId
-from core.kv import num_blocks
+from core.kv import KVHandle, num_blocks
 from core.lifecycle import PrefillState
 from core.mix import Mix
 from core.request import num_packed
@@ -29,13 +30,15 @@ from prefill_worker.batching import PrefillRows, join_of, plan_chunk, unplanned
 from prefill_worker.config import PrefillConfig
 from prefill_worker.fruit import Fruit, add_scores, done_of, first_token, fruits_of
 from prefill_worker.leases import LeaseBook, next_handle
+from prefill_worker.migrants import Migrant, prefill_of_migrant
 from prefill_worker.prefixes import allocate, publish_tail, seal, waits
 
 
 class PrefillWorker:
     """Decides for all attempts that this node prefills.
 
-    Owns: their queue, their block tables until handed over, the blocks that steps copy from, and the lease book.
+    Owns: their queue, their block tables until handed over, the blocks that steps copy from, the lease book, and the
+    blocks of rows that go elsewhere, while they are lent.
     Invariant: blocks go back only when no step can write them and no claimed lease lets a reader copy them.
     `num_prompt_tokens` counts the tokens of all attempts that began here, `num_cached_tokens` those found among them.
     """
@@ -48,10 +51,12 @@ class PrefillWorker:
         self._finished_step = -1
         self._left: list[AttemptId] = []
         self._adopted: list[tuple[Prefill, PrefillDone]] = []
+        self._returned: list[AttemptId] = []
         self.leases = LeaseBook(config.timers.lease_s)
         self.num_dropped_events = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
+        self.num_migrated = 0
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -73,7 +78,7 @@ class PrefillWorker:
     def num_queued_tokens(self) -> int:
         """Prompt tokens that are to be computed. A prompt that is here already will be found, but for its last one."""
         seen, number = set[bytes](), 0
-        for prefill in [p for p in self._attempts.values() if p.end is None]:
+        for prefill in [p for p in self._attempts.values() if p.end is None and not p.is_migrant]:
             tail = prefill.asked.request.prompt.tail_key
             is_known = tail in seen and prefill.state is PrefillState.QUEUED and bool(prefill.findable.names)
             number += 1 if is_known else prefill.num_tokens - prefill.num_computed
@@ -104,8 +109,8 @@ class PrefillWorker:
             case LeasesRenewed(reader, attempts):
                 for attempt in attempts:
                     self.leases.renew(attempt, reader, now)
-            case LeaseReleased(attempt, reader):
-                return self._on_released(attempt, reader)
+            case LeaseReleased():
+                return self._on_released(event)
             case Fenced(attempt, reader):
                 return self._on_fenced(attempt, reader)
         return []
@@ -126,7 +131,7 @@ class PrefillWorker:
             if lease is not None and not lease.is_fencing:
                 lease.is_fencing = True
                 commands.append(Revoke(prefill.id, node))
-            commands += self._end(prefill, AttemptEnd.HANDED_OFF if handed_off else AttemptEnd.KV_LOST)
+            commands += self._end(prefill, AttemptEnd.HANDED_OFF) if handed_off else self._fail_handoff(prefill)
         return commands
 
     def finish_step(self, result: StepResult, now: float) -> list[Command]:
@@ -168,8 +173,17 @@ class PrefillWorker:
         commands: list[Command] = []
         for attempt in self.leases.expired(now):
             self.leases.end(attempt)
-            commands += self._end(self._attempts[attempt], AttemptEnd.KV_LOST)
+            commands += self._fail_handoff(self._attempts[attempt])
         return commands
+
+    def lend_row(self, migrant: Migrant, now: float) -> list[Command]:
+        """A row of this node's decode machine goes elsewhere: its blocks are this machine's until they are released."""
+        prefill, timers = prefill_of_migrant(migrant, self._config.block_size, now), self._config.timers
+        self._attempts[prefill.id] = prefill
+        self.leases.grant_for(prefill.id, migrant.to, timers.claim_s, now)
+        handle = next_handle(prefill, self._pool, self._config)
+        assert handle is not None, f"{prefill.id} leaves without blocks"
+        return [Tell(migrant.to, _offer_of(prefill, handle, migrant.done))]
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,6 +210,11 @@ class PrefillWorker:
         """Attempts that this node's own decode machine takes over, once."""
         adopted, self._adopted = self._adopted, []
         return adopted
+
+    def take_returned(self) -> tuple[AttemptId, ...]:
+        """Rows that nobody took: they and their blocks are the decode machine's again. Once."""
+        returned, self._returned = tuple(self._returned), []
+        return returned
 
     def _start_queued(self, rows: PrefillRows, budget_tokens: int, step: int, now: float) -> None:
         """In order; past those that wait for what is being computed, but not past one that lacks blocks."""
@@ -259,13 +278,16 @@ class PrefillWorker:
             return []
         return [Tell(reader, ClaimAnswered(attempt, self._config.node, granted=True))]
 
-    def _on_released(self, attempt: AttemptId, reader: NodeId) -> list[Command]:
-        lease, prefill = self.leases.of(attempt), self._attempts.get(attempt)
-        if lease is None or prefill is None or lease.reader != reader:
+    def _on_released(self, event: LeaseReleased) -> list[Command]:
+        lease, prefill = self.leases.of(event.attempt), self._attempts.get(event.attempt)
+        if lease is None or prefill is None or lease.reader != event.reader:
             self.num_dropped_events += 1
             return []
-        self.leases.end(attempt)
-        return self._end(prefill, AttemptEnd.HANDED_OFF if prefill.is_done else AttemptEnd.KV_LOST)
+        self.leases.end(event.attempt)
+        if not prefill.is_done or (prefill.is_migrant and not event.has_all):
+            return self._fail_handoff(prefill)
+        self.num_migrated += prefill.is_migrant
+        return self._end(prefill, AttemptEnd.HANDED_OFF)
 
     def _on_fenced(self, attempt: AttemptId, reader: NodeId) -> list[Command]:
         lease, prefill = self.leases.of(attempt), self._attempts.get(attempt)
@@ -313,8 +335,7 @@ class PrefillWorker:
         if self.leases.of(prefill.id) is not None:
             return [Tell(asked.decode_node, Sealed(prefill.id, handle, done))]
         self.leases.grant(prefill.id, asked.decode_node, now)
-        offer = Offered(prefill.id, asked.request, asked.log, asked.gateway, handle, done, asked.num_preemptions)
-        return [Tell(asked.decode_node, offer)]
+        return [Tell(asked.decode_node, _offer_of(prefill, handle, done))]
 
     def _withdraw(self, prefill: Prefill) -> list[Command]:
         """The rest of what was claimed will not come: the reader must not wait for it, and releases what it has."""
@@ -333,6 +354,14 @@ class PrefillWorker:
     def _fail(self, prefill: Prefill) -> list[Command]:
         self.leases.revoke_unclaimed(prefill.id)
         return self._withdraw(prefill) + self._end(prefill, AttemptEnd.STEP_FAILED)
+
+    def _fail_handoff(self, prefill: Prefill) -> list[Command]:
+        """Nobody will have what was offered: an attempt of this machine is lost, a row goes on where it was."""
+        if not prefill.is_migrant or prefill.end is not None:
+            return self._end(prefill, AttemptEnd.KV_LOST)
+        del self._attempts[prefill.id]
+        self._returned.append(prefill.id)
+        return [Tell(SCHEDULER, Stayed(prefill.id, self._config.node, was_offered=True))]
 
     def _end(self, prefill: Prefill, end: AttemptEnd) -> list[Command]:
         if prefill.end is None:
@@ -356,3 +385,8 @@ class PrefillWorker:
 
     def _report(self, attempt: AttemptId, end: AttemptEnd) -> Tell:
         return Tell(SCHEDULER, AttemptFinished(attempt, self._config.node, end))
+
+
+def _offer_of(prefill: Prefill, handle: KVHandle, done: PrefillDone | None) -> Offered:
+    asked = prefill.asked
+    return Offered(prefill.id, asked.request, asked.log, asked.gateway, handle, done, asked.num_preemptions)

@@ -1,13 +1,17 @@
 """The requests that the scheduler has not seen the end of, and the queue of those that wait for a route."""
 
 from bisect import insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core.errors import ErrorInfo
 from core.ids import AttemptId, GatewayId, NodeId, attempt_id
 from core.lifecycle import RequestState
 from core.request import Request, num_packed
+from scheduler.moves import Move
 from scheduler.policies.policy import Route
+
+MAX_DOUBLINGS = 4
+"""Of the pause between tries."""
 
 
 @dataclass(slots=True)
@@ -17,6 +21,7 @@ class Flight:
     `route` is the last one. `num_tries` counts failed tries, `num_losses` those that ended with a node,
     `num_preemptions` and `num_refusals` neither.
     `unheld_since`: a node called its attempt complete, or all have reported it; the gateway has not ended it yet.
+    `move`: where its row is going; not before `moves_at` again, and not to nodes in `shunned`, which did not take it.
     """
 
     request: Request
@@ -38,6 +43,9 @@ class Flight:
     route: Route | None = None
     avoid: frozenset[NodeId] = frozenset()
     error: ErrorInfo | None = None
+    move: Move | None = None
+    moves_at: float = 0.0
+    shunned: frozenset[NodeId] = frozenset()
 
     @property
     def num_tokens(self) -> int:
@@ -64,11 +72,24 @@ class Flight:
         """Both nodes of the last route."""
         return frozenset((self.route.prefill, self.route.decode)) if self.route else frozenset()
 
+    def pause_s(self, backoff_s: float) -> float:
+        """Before the next try: grows with failed tries and refusals, spread by 20 % either way by the request's id."""
+        num_failed = self.num_tries + self.num_refusals
+        if num_failed == 0:
+            return 0.0
+        spread = 0.8 + 0.4 * (sum(self.request.id.encode()) % 64) / 64
+        return float(backoff_s * 2 ** min(num_failed - 1, MAX_DOUBLINGS) * spread)
+
     def mint_attempt(self) -> AttemptId:
         """The next try's name."""
         self.attempt = attempt_id(self.request.id, self.next_number)
         self.next_number += 1
+        self.move, self.moves_at, self.shunned = None, 0.0, frozenset()
         return self.attempt
+
+    def follow(self, node: NodeId) -> None:
+        """Its row decodes there now."""
+        self.route = replace(self.route, decode=node) if self.route else None
 
 
 @dataclass(slots=True)

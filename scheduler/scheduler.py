@@ -9,6 +9,7 @@ from core.events import (
     AttemptEnd,
     AttemptFinished,
     AttemptLost,
+    DrainAsked,
     Dropped,
     MixChanged,
     NodeJoined,
@@ -20,6 +21,7 @@ from core.events import (
     RequestResumed,
     SchedulerEvent,
     StatsReported,
+    Stayed,
     StreamEnded,
     StreamSilent,
     Submitted,
@@ -32,13 +34,12 @@ from core.lifecycle import RequestState
 from scheduler.admission import is_hopeless, refusal_at_the_door, whole_blocks
 from scheduler.config import SchedulerConfig
 from scheduler.flight import Flight, WaitingQueue
+from scheduler.mover import Mover
 from scheduler.policies.policy import Demand, Policy, Refusal, Route
 from scheduler.ratio import next_mixes
 from scheduler.view import Booking, ClusterView
 
 MAX_TOMBSTONES = 4096
-MAX_DOUBLINGS = 4
-"""Of the pause between tries."""
 
 _HARMLESS = frozenset({AttemptEnd.FINISHED, AttemptEnd.HANDED_OFF, AttemptEnd.DROPPED})
 _OF_THE_PAIR = frozenset({AttemptEnd.KV_LOST, AttemptEnd.KV_CORRUPT})
@@ -60,6 +61,7 @@ class Scheduler:
         self._policy = policy
         self._flights: dict[RequestId, Flight] = {}
         self._queue = WaitingQueue()
+        self.mover = Mover(config, self.view, self._flights)
         self._ending: dict[AttemptId, float] = {}
         self._tombstones: dict[RequestId, float] = {}
         self._finished_at: deque[float] = deque(maxlen=64)
@@ -108,7 +110,7 @@ class Scheduler:
         commands = self._dispatch(event, now)
         if isinstance(event, StatsReported | StreamSilent):
             return commands  # frees nothing and brings nobody; the next tick routes by what it said
-        return commands + self._route_waiting(now)
+        return commands + self.mover.next_moves(now) + self._route_waiting(now)
 
     def _dispatch(self, event: SchedulerEvent, now: float) -> list[Command]:
         match event:
@@ -131,6 +133,10 @@ class Scheduler:
                 return self._on_node_lost(node, why, now)
             case Overridden():
                 return self._on_overridden(event)
+            case DrainAsked(node):
+                return self.mover.drain(node, now) + self._cover()
+            case Stayed():
+                return self._on_stayed(event, now)
             case StatsReported(node, stats):
                 self.view.believe(node, stats)
                 return []
@@ -159,7 +165,9 @@ class Scheduler:
             return []
         if event.end is AttemptEnd.FINISHED:
             flight.unheld_since = now
-        if event.end in _HARMLESS:
+        if self.mover.is_lost_by(flight, event):
+            return self._lose_with_node(flight, "the one that took the row over", now)
+        if event.end in _HARMLESS or self.mover.is_moving_to(flight, event.node):
             return []
         if event.end is AttemptEnd.PREEMPTED:
             flight.num_preemptions += 1
@@ -173,6 +181,11 @@ class Scheduler:
             flight.error = ErrorInfo(code, f"the last of {flight.num_tries} attempts ended with {event.end.value}")
         return self._lose_attempt(flight, now)
 
+    def _on_stayed(self, event: Stayed, now: float) -> list[Command]:
+        commands = self.mover.stayed(event, now)
+        self.num_dropped_events += commands is None
+        return commands or []
+
     def _on_resumed(self, request: RequestId, log: bytes, now: float) -> list[Command]:
         flight = self._flights.get(request)
         if flight is None or flight.state is not RequestState.RESUMING:
@@ -183,7 +196,7 @@ class Scheduler:
             return self._end(flight, Outcome.FAILED, flight.error or ErrorInfo("worker_lost", "too many attempts"))
         flight.state = RequestState.WAITING
         flight.waiting_since = now
-        flight.not_before = now + self._backoff_s(flight)
+        flight.not_before = now + flight.pause_s(self.config.retry_backoff_s)
         self._queue.add(flight)
         return []
 
@@ -234,21 +247,22 @@ class Scheduler:
             self.num_dropped_events += 1
             return []
         commands: list[Command] = []
-        for attempt in self.view.lose(node):
+        lost = self.view.lose(node)
+        for attempt in lost:
             flight = self._flights.get(request_of(attempt))
-            if flight is not None and flight.attempt == attempt:
-                flight.num_losses += 1
-                flight.error = ErrorInfo("worker_lost", f"a node was lost: {why}")
-                commands += self._lose_attempt(flight, now)
-        return self._cover() + commands
+            if flight is not None and flight.attempt == attempt and not self.mover.is_moving_to(flight, node):
+                commands += self._lose_with_node(flight, why, now)
+        return self._cover() + self.mover.end_drain(node, len(lost)) + commands
 
     def _on_overridden(self, event: Overridden) -> list[Command]:
+        commands: list[Command] = []
         for node, mix in zip(event.nodes, event.mixes, strict=True):
-            if node in self.view.nodes:
-                self.view.nodes[node].base_mix = mix
+            if view := self.view.nodes.get(node):
+                view.base_mix = mix
+                commands += self.mover.end_drain(node, len(view.bookings))
             else:
                 self.num_dropped_events += 1
-        return self._cover()
+        return self._cover() + commands
 
     def _cover(self) -> list[Command]:
         """Tell mixes that changed: a phase that nobody accepts any more is taken over at once."""
@@ -315,11 +329,16 @@ class Scheduler:
 
     # ── losing and ending ────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _lose_with_node(self, flight: Flight, why: str, now: float) -> list[Command]:
+        flight.num_losses += 1
+        flight.error = ErrorInfo("worker_lost", f"a node was lost: {why}")
+        return self._lose_attempt(flight, now)
+
     def _lose_attempt(self, flight: Flight, now: float) -> list[Command]:
         """Fence the attempt at the gateway, drop it at the nodes; what follows waits for the gateway's log."""
         attempt = flight.attempt
         assert attempt is not None
-        flight.state, flight.attempt, flight.resuming_since = RequestState.RESUMING, None, now
+        flight.state, flight.attempt, flight.resuming_since, flight.move = RequestState.RESUMING, None, now, None
         return [Tell(flight.gateway, AttemptLost(attempt)), *self._drop(attempt)]
 
     def _drop(self, attempt: AttemptId) -> list[Command]:
@@ -338,7 +357,7 @@ class Scheduler:
         del self._flights[flight.request.id]
 
     def _on_tick(self, now: float) -> list[Command]:
-        commands: list[Command] = []
+        commands = self.mover.rebalance(now)
         for flight in list(self._flights.values()):
             commands += self._reap(flight, now)
         for attempt in [a for a, at in self._ending.items() if now - at >= self.config.timers.tick_s]:
@@ -359,9 +378,7 @@ class Scheduler:
             error = flight.error or ErrorInfo("unavailable", "no node can take it now", timers.dead_s)
             return self._end(flight, Outcome.FAILED, error)
         if flight.state is RequestState.ROUTED and self._is_forgotten(flight, now):
-            flight.num_losses += 1
-            flight.error = ErrorInfo("worker_lost", "its last tokens were lost with their node")
-            return self._lose_attempt(flight, now)
+            return self._lose_with_node(flight, "its last tokens were lost with it", now)
         return []
 
     def _is_forgotten(self, flight: Flight, now: float) -> bool:
@@ -373,14 +390,6 @@ class Scheduler:
         if flight.unheld_since is None and not self.view.nodes_of(flight.attempt):
             flight.unheld_since = now
         return flight.unheld_since is not None and now - flight.unheld_since > self.config.timers.silence_s
-
-    def _backoff_s(self, flight: Flight) -> float:
-        """Grows with failed tries and refusals, spread by 20 % either way by the request's own id."""
-        num_failed = flight.num_tries + flight.num_refusals
-        if num_failed == 0:
-            return 0.0
-        spread = 0.8 + 0.4 * (sum(flight.request.id.encode()) % 64) / 64
-        return float(self.config.retry_backoff_s * 2 ** min(num_failed - 1, MAX_DOUBLINGS) * spread)
 
     def _num_blocks(self, num_tokens: int) -> int:
         return num_blocks(num_tokens, self.view.block_size)

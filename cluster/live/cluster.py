@@ -1,8 +1,9 @@
 """A whole live cluster behind one object: what the gateway, the command line and tests start, ask and stop."""
 
+import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, cast, get_args
 
 from cluster.gateway.cluster_state import ClusterState as GatewayView
@@ -16,8 +17,8 @@ from cluster.live.orders import HeadPlace, NodeOrder
 from cluster.live.supervisor import OnProgress, SlotState, Supervisor
 from core.commands import Command, Tell
 from core.errors import ConfigError
-from core.events import Event, GatewayEvent, Overridden, SchedulerEvent
-from core.ids import SCHEDULER, GatewayId
+from core.events import DrainAsked, Drained, Event, GatewayEvent, Overridden, SchedulerEvent
+from core.ids import OPERATOR, SCHEDULER, GatewayId, NodeId
 from core.mix import Mix
 
 
@@ -63,7 +64,9 @@ class LiveCluster:
         self._launcher = launcher or make_launcher(config)
         self._head = Head(f"head@{secrets.token_hex(4)}", self._token, config.timers)
         self._supervisor = Supervisor(self._launcher, self._head, self._order, on_progress)
+        self._draining: dict[NodeId, asyncio.Future[int]] = {}
         self._head.register(SCHEDULER, cast(Handle, scheduler.handle), get_args(SchedulerEvent))
+        self._head.register(OPERATOR, self._on_told, ())
 
     async def start(self) -> None:
         """Returns when every node is ready. Raises ConfigError or NodeLost, and then nothing is left running."""
@@ -76,6 +79,8 @@ class LiveCluster:
 
     async def stop(self) -> None:
         """Ends everything; gateways are told nothing more. Twice is fine."""
+        for drained in self._draining.values():
+            drained.cancel()
         await self._head.stop()
         await self._supervisor.stop()
         await self._launcher.close()
@@ -112,14 +117,41 @@ class LiveCluster:
 
     def set_mixes(self, mixes: Mapping[str, Mix]) -> None:
         """Sets mixes by slot, for the nodes of now and those to come. Raises ConfigError for unknown names."""
-        unknown = [name for name in mixes if name not in self._mixes]
-        if unknown:
-            known = ", ".join(self._mixes)
-            raise ConfigError([f"node {name!r} is not known; there are {known}" for name in unknown])
+        self._check_names(mixes)
         self._mixes |= mixes
         nodes = [state for state in self._head.nodes() if state.slot in mixes]
         told = tuple(mixes[state.slot] for state in nodes)
         self._head.tell(SCHEDULER, Overridden(tuple(state.node for state in nodes), told))
+
+    async def drain(self, slot: str) -> int:
+        """Closes a slot, and waits until its node is empty: rows go on elsewhere, what cannot move finishes there.
+
+        Returns how many attempts were left when time was over, or the node was lost, or was given another mix. The slot
+        stays closed until its mix is set. Cancelled by `stop`. Raises ConfigError for an unknown name.
+        """
+        self._check_names((slot,))
+        self._mixes[slot] = replace(self._mixes[slot], accepts_prefill=False, accepts_decode=False)
+        node = next((state.node for state in self._head.nodes() if state.slot == slot), None)
+        if node is None:
+            return 0
+        drained = self._draining.get(node)
+        if drained is None:
+            drained = self._draining[node] = asyncio.get_running_loop().create_future()
+            self._head.tell(SCHEDULER, DrainAsked(node))
+        return await asyncio.shield(drained)
+
+    def _on_told(self, event: Event, now: float) -> None:
+        """What the scheduler tells the operator; ticks mean nothing here."""
+        if isinstance(event, Drained) and event.node in self._draining:
+            drained = self._draining.pop(event.node)
+            if not drained.done():
+                drained.set_result(event.num_left)
+
+    def _check_names(self, slots: Iterable[str]) -> None:
+        unknown = [name for name in slots if name not in self._mixes]
+        if unknown:
+            known = ", ".join(self._mixes)
+            raise ConfigError([f"node {name!r} is not known; there are {known}" for name in unknown])
 
     def state(self) -> ClusterState:
         """The cluster now."""

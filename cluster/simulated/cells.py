@@ -29,6 +29,7 @@ _MORTAL: tuple[tuple[Table, State], ...] = ((PREFILL, PrefillState.GONE), (DECOD
 
 SEEDS_FOR_RARE = {
     "decode ending × ClaimAnswered": 10_000,
+    "decode ending × MigrateAsked": 1_000,
     "prefill prefilling × Tick": 100_000,  # missed by 10,000; tests/machines/test_node.py has it
     "decode waiting × PeerLost": 5_000,
     "prefill ending × Claimed": 5_000,

@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 from cluster.simulated.door import Answer
-from cluster.simulated.scenario import HARMFUL, Scenario
+from cluster.simulated.scenario import HARMFUL, Fault, Scenario
 from cluster.simulated.world import World
 from core.goodput import Outcome
 from core.kv import num_blocks
+
+CLOSING = frozenset({Fault.MIX, Fault.DRAIN})
+"""Where both are on, the operator may close all nodes at once."""
 
 
 def check_end(world: World) -> None:
@@ -36,7 +39,9 @@ def check_answer(answer: Answer, scenario: Scenario) -> None:
         case Outcome.EXPIRED:
             assert request.deadline_s < 10.0, f"{request.id}: was stuck until its deadline"
         case Outcome.FAILED | Outcome.REFUSED:
-            harmed = scenario.by_hand or scenario.faults & HARMFUL or not fits_everywhere(answer, scenario)
+            is_closed = ended.error is not None and ended.error.code == "unavailable" and scenario.faults >= CLOSING
+            is_harmed = scenario.by_hand or is_closed or scenario.faults & HARMFUL
+            harmed = is_harmed or not fits_everywhere(answer, scenario)
             assert harmed, f"{request.id}: {ended.outcome} ({ended.error}), though nothing went wrong"
 
 

@@ -10,7 +10,7 @@ from cluster.simulated.watch import Watch
 from core.commands import Tell
 from core.events import FinishReason, GatewayEvent, RequestResumed, Tick, TokensEmitted
 from core.goodput import RequestRecord
-from core.ids import GatewayId, RequestId, number_of, request_of
+from core.ids import AttemptId, GatewayId, RequestId, number_of, request_of
 from core.request import unpack_tokens
 from core.step import TokenLogprobs
 from core.timers import Timers
@@ -92,6 +92,7 @@ class Door:
         self.gateway = gateway
         self.streams = Streams(gateway, timers)
         self.answers: dict[RequestId, Answer] = {}
+        self._told: set[tuple[AttemptId, int]] = set()
         self._loop = loop
         self._links = links
         self._watch = watch
@@ -117,10 +118,17 @@ class Door:
         """Hand an event to the machine and carry out what it asks for."""
         outputs = self.streams.handle(event, self._loop.now)
         if isinstance(event, TokensEmitted):
+            self._check_once(event)
             self._check_fences(event, outputs)
             self._check_scores(event)
         self._do(outputs)
         self._watch.taken(self._loop.now, self.gateway, event)
+
+    def _check_once(self, event: TokensEmitted) -> None:
+        """No token is told twice under one attempt's name: its row runs at one node at a time, wherever it goes."""
+        for told in zip(event.attempts, event.indices, strict=True):
+            assert told not in self._told, f"{told[0]} says token {told[1]} again"
+            self._told.add(told)
 
     def _check_fences(self, event: TokensEmitted, outputs: list[StreamOutput]) -> None:
         """One attempt at most extends a stream: none that the gateway has promised to accept nothing more of."""

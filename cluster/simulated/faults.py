@@ -16,10 +16,12 @@ from core.events import (
     LeaseReleased,
     LeasesRenewed,
     Lent,
+    MigrateAsked,
     Offered,
     Overridden,
     RequestResumed,
     Sealed,
+    Stayed,
     StepDone,
     Tick,
     TokensEmitted,
@@ -38,6 +40,7 @@ PER_EVENT = {
     Fault.SEVER: 0.0030,
     Fault.PAUSE: 0.0020,
     Fault.MIX: 0.0030,
+    Fault.DRAIN: 0.0120,
 }
 """Probability that a fault follows an event that is no tick, at rate 1."""
 
@@ -46,12 +49,14 @@ MAX_DEATHS = 6
 HANDOFF = (
     Offered | Sealed | Claimed | Lent | ClaimAnswered | KVArrived | KVFailed | LeaseReleased | LeasesRenewed | Fenced
 )
+MIGRATION = MigrateAsked | Stayed
 RETRY = AttemptLost | RequestResumed
 HANDOFF_WEIGHT = 6.0
 WAITING_WEIGHT = 150.0
 SAVED_WEIGHT = 8.0
-"""Handoffs and retries are short: faults follow their events this much more often, more so where blocks lack, and after
-steps at nodes that have rows in host memory."""
+MIGRATION_WEIGHT = 40.0
+"""Handoffs and retries are short: faults follow their events this much more often, more so where blocks lack, where a
+row is about to leave, and after steps at nodes that have rows in host memory."""
 
 
 def delays_of(scenario: Scenario) -> Delays:
@@ -101,7 +106,9 @@ class Faults:
         if not self._shares or isinstance(event, Tick):
             return
         thrown = self._chance.random()
-        if isinstance(event, HANDOFF | RETRY):
+        if isinstance(event, MIGRATION):
+            thrown /= MIGRATION_WEIGHT
+        elif isinstance(event, HANDOFF | RETRY):
             thrown /= WAITING_WEIGHT if self._is_waiting(address, event) else HANDOFF_WEIGHT
         elif isinstance(event, StepDone) and self._has_saved(address):
             thrown /= SAVED_WEIGHT
@@ -134,6 +141,8 @@ class Faults:
                 self._pause(self._host_near(address))
             case Fault.MIX:
                 self._override()
+            case Fault.DRAIN:
+                self._drain(self._host_near(address))
 
     def _request_of(self, event: Event) -> RequestId | None:
         """A request that the event is about; one of them where there are several."""
@@ -191,6 +200,17 @@ class Faults:
         roles = [self._chance.choice(("prefill", "decode", "mixed", "mixed", "closed")) for _ in chosen]
         self._world.watch.happened(Fault.MIX)
         self._world.tell(SCHEDULER, Overridden(tuple(h.node for h in chosen), tuple(self._mix(role) for role in roles)))
+
+    def _drain(self, host: Host | None) -> None:
+        """A node is to be empty, and after a while takes what it was started for; not where no other takes anything."""
+        nodes = self._world.scheduler.view.nodes.values()
+        if host is None or not any(view.node != host.node and view.base_mix.role != "closed" for view in nodes):
+            return
+        self._world.drain(host.node)
+        again_s = self._chance.uniform(0.05, 1.0) * self._timers.dead_s
+        self._world.loop.after(
+            again_s, self._world.tell, SCHEDULER, Overridden((host.node,), (host.machine.config.mix,))
+        )
 
     def _mix(self, role: str) -> Mix:
         return mix_of(role, self._chance.choice((2, 8)), self._chance.choice((2, 8)))

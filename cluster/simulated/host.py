@@ -22,6 +22,7 @@ from core.events import (
     Lent,
     NodeEvent,
     PeerLost,
+    Stayed,
     Tick,
 )
 from core.ids import AttemptId, NodeId
@@ -105,12 +106,13 @@ class Host:
         if isinstance(event, PeerLost):
             self._unbind(event.node)
         self.lives.before(event)
-        now = self._clock()
+        now, num_migrated = self._clock(), self.machine.prefill.num_migrated
         for command in self.machine.handle(event, now):
             self._do(command)
         if isinstance(event, Tick):
             assert not self.machine.prefill.leases.expired(now), f"{self.node}: a lease outlives its time and a tick"
         self.lives.after(event)
+        self._place.watch.happened(Deed.MIGRATED, self.machine.prefill.num_migrated - num_migrated)
         self._num_taken += 1
         if self._num_taken % CHECK_EVERY == 0:
             self.machine.check()
@@ -138,6 +140,8 @@ class Host:
             case Tell(to, event):
                 if isinstance(event, AttemptFinished):
                     self._note_end(event)
+                elif isinstance(event, Stayed) and event.was_offered:
+                    self._place.watch.happened(Deed.STAYED)
                 self._place.links.send(self.node, to, event)
             case Emit(gateway, tokens):
                 self._place.links.send(self.node, gateway, tokens)

@@ -10,6 +10,7 @@ from core.events import (
     Event,
     KVFailed,
     LeasesRenewed,
+    MigrateAsked,
     MixChanged,
     NodeLost,
     Offered,
@@ -33,6 +34,7 @@ LETS_GO = frozenset(
         DecodeState.GONE,
         DecodeState.DECODING,
         DecodeState.SAVED,
+        DecodeState.LEAVING,
     }
 )
 """Where an attempt may stand once its peer is known to be lost."""
@@ -80,6 +82,9 @@ class AttemptLives:
             self.peers[event.attempt] = event.decode_node
         elif isinstance(event, Offered):
             self.peers[event.attempt] = event.handle.owner
+            self.reported.discard(event.attempt)  # a row may come back to where it has been
+        elif isinstance(event, MigrateAsked) and self._decodes(event.attempt):
+            self.peers[event.attempt] = event.to
         prefill, decode = self.machine.prefill, self.machine.decode
         self._before = [(at, prefill.state_of(at), decode.state_of(at)) for at in self._concerned(event)]
 
@@ -93,8 +98,9 @@ class AttemptLives:
             if isinstance(event, PeerLost):
                 lets_go = new_prefill in LETS_GO and new_decode in LETS_GO
                 assert lets_go, f"{attempt} is {new_prefill}, {new_decode} after {event.node} was lost"
+            is_lent = old_prefill is PrefillState.GONE and new_prefill is not PrefillState.GONE
             is_adopted = old_decode is DecodeState.GONE and new_decode is not DecodeState.GONE
-            at_prefill = isinstance(event, PrefillEvent) or old_prefill is not PrefillState.GONE
+            at_prefill = isinstance(event, PrefillEvent) or old_prefill is not PrefillState.GONE or is_lent
             at_decode = isinstance(event, DecodeEvent) or old_decode is not DecodeState.GONE or is_adopted
             check_move(PREFILL, old_prefill, event if at_prefill else None, new_prefill)
             check_move(DECODE, old_decode, event if at_decode else None, new_decode)
@@ -116,6 +122,9 @@ class AttemptLives:
 
     def _all(self) -> tuple[AttemptId, ...]:
         return self.machine.prefill.attempts + self.machine.decode.attempts
+
+    def _decodes(self, attempt: AttemptId) -> bool:
+        return self.machine.decode.state_of(attempt) is DecodeState.DECODING
 
     def _concerned(self, event: Event) -> Collection[AttemptId]:
         match event:

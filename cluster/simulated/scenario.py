@@ -31,10 +31,14 @@ class Fault(StrEnum):
     STEP_FAILED = "step_failed"
     ROW_FAILED = "row_failed"
     MIX = "mix"
+    DRAIN = "drain"
 
 
-HARMFUL = frozenset(Fault) - {Fault.DELAY, Fault.REORDER, Fault.MIX, Fault.STOP}
+HARMFUL = frozenset(Fault) - {Fault.DELAY, Fault.REORDER, Fault.MIX, Fault.STOP, Fault.DRAIN}
 """Where none of these is on, each request that fits must be answered whole."""
+
+DRAWN: tuple[Fault, ...] = tuple(fault for fault in Fault if fault is not Fault.DRAIN)
+"""What a seed's own dice decide. Whether rows move is drawn beside them, so that others give the runs they gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Scenario:
     """One run. `fault_rate` scales how often faults happen; `fenced_transport`: a revoked lease cannot be read through.
 
     `overcommit`: the scheduler books for short answers only, so that pools run full and rows are preempted.
-    `by_hand`: somebody breaks things from outside.
+    `by_hand`: somebody breaks things from outside. `rebalance_gap`: see `SchedulerConfig`.
     """
 
     seed: int
@@ -85,11 +89,13 @@ class Scenario:
     fenced_transport: bool = False
     overcommit: bool = False
     by_hand: bool = False
+    rebalance_gap: float | None = None
 
     @property
     def may_fail(self) -> bool:
-        """Whether a handoff or a step may come to nothing."""
-        return self.by_hand or bool(self.faults & (HARMFUL | {Fault.DELAY, Fault.REORDER}))
+        """Whether a handoff or a step may come to nothing. A row that migrates need not be claimed in time."""
+        moves = self.rebalance_gap is not None or Fault.DRAIN in self.faults
+        return self.by_hand or moves or bool(self.faults & (HARMFUL | {Fault.DELAY, Fault.REORDER}))
 
     @property
     def kv(self) -> KVLayout:
@@ -140,8 +146,10 @@ def draw(seed: int) -> Scenario:
 
     One in five is tight: small pools, long answers, and host memory near.
     """
-    chance = Random(seed)
-    faults = frozenset(fault for fault in Fault if chance.random() < 0.5) if chance.random() < 0.9 else frozenset()
+    chance, moving = Random(seed), Random(f"rows that move in {seed}")
+    faults = frozenset(fault for fault in DRAWN if chance.random() < 0.5) if chance.random() < 0.9 else frozenset()
+    if moving.random() < 0.4:
+        faults |= {Fault.DRAIN}
     block_size = chance.randint(2, 4)
     gateways = tuple(GatewayId(f"gateway-{i}") for i in range(chance.randint(1, 2)))
     is_tight = chance.random() < 0.2
@@ -158,6 +166,7 @@ def draw(seed: int) -> Scenario:
         fault_rate=chance.choice((0.5, 1.0, 2.0)),
         fenced_transport=chance.random() < 0.5,
         overcommit=is_tight or chance.random() < 0.6,
+        rebalance_gap=moving.choice((None, None, None, 0.05, 0.2)),
     )
 
 

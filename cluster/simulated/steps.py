@@ -8,6 +8,7 @@ from cluster.simulated.watch import Deed
 from core.errors import StepFailed as StepFailedError
 from core.events import StepDone, StepFailed
 from core.ids import AttemptId
+from core.lifecycle import DecodeState
 from core.step import StepPlan, StepResult
 from engine.fake import FakeExecutor
 
@@ -48,9 +49,15 @@ class Steps:
         """Run this when those before it are over."""
         self._check(plan)
         self._plans.append(plan)
-        self._host.lives.steps[plan.step] = rows_of(plan)
+        self._host.lives.steps[plan.step] = (*rows_of(plan), *self._sealed_by(plan))
         if len(self._plans) == 1:
             self._begin()
+
+    def _sealed_by(self, plan: StepPlan) -> tuple[AttemptId, ...]:
+        """Rows that may leave when the step is over; a plan names only their blocks."""
+        decode, in_plan = self._host.machine.decode, rows_of(plan)
+        leaving = [at for at in decode.attempts if decode.state_of(at) is DecodeState.LEAVING] if plan.seal else []
+        return tuple(attempt for attempt in leaving if attempt not in in_plan)
 
     def _check(self, plan: StepPlan) -> None:
         """A row behind drafts stands nobody knows where, and one that is saved must not be in a step."""
@@ -122,7 +129,7 @@ class Steps:
         if self._host.is_dead:
             return
         known = self._forgotten.intersection(rows_of(plan))
-        assert known, f"{self._host.node}: step {plan.step} could not be run: {why}"
+        assert known or not rows_of(plan), f"{self._host.node}: step {plan.step} could not be run: {why}"
         self._forgotten.update(rows_of(plan))
         self._executor.forget(plan)
         self._next(StepFailed(plan.step, why))

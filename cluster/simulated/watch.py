@@ -19,6 +19,8 @@ class Deed(StrEnum):
     COPIED = "block copied on write"
     DRAFTED = "token drafted"
     ACCEPTED = "draft accepted"
+    MIGRATED = "row migrated"
+    STAYED = "row offered and back"
 
 
 CHECK_EVERY = 50

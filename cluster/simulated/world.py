@@ -15,6 +15,8 @@ from core.commands import Tell
 from core.events import (
     AttemptEnd,
     AttemptFinished,
+    DrainAsked,
+    Drained,
     Event,
     NodeJoined,
     NodeLost,
@@ -23,7 +25,7 @@ from core.events import (
     SchedulerEvent,
     Tick,
 )
-from core.ids import SCHEDULER, Address, AttemptId, GatewayId, NodeId, RequestId
+from core.ids import OPERATOR, SCHEDULER, Address, AttemptId, GatewayId, NodeId, RequestId
 from core.mix import NodeSpec, mix_of
 from scheduler.config import SchedulerConfig
 from scheduler.policies.least_loaded import LeastLoaded
@@ -52,6 +54,7 @@ class World:
         self.doors = {
             gateway: Door(gateway, scenario.timers, self.loop, links, self.watch) for gateway in scenario.gateways
         }
+        self.drained: list[Drained] = []
         self._num_taken = 0
         self._complete: set[AttemptId] = set()
         self._num_to_come = len(scenario.arrivals)
@@ -81,7 +84,7 @@ class World:
         self.place.links.delays = Delays(link.message_s, reorder=self.place.links.delays.reorder)
         alive = [host for host in self.alive() if not host.is_doomed]
         mixes = tuple(mix_of("mixed", host.plan.prefill_tokens_per_step, host.plan.max_decode_rows) for host in alive)
-        if Fault.MIX in self.scenario.faults:
+        if self.scenario.faults & {Fault.MIX, Fault.DRAIN}:
             self.tell(SCHEDULER, Overridden(tuple(host.node for host in alive), mixes))
 
     def run_until_quiet(self, limit_s: float) -> None:
@@ -157,6 +160,11 @@ class World:
         self.loop.after(told_in_s[1], self._lose_peer, other, one.node)
         self.loop.after(max(told_in_s), self._severing.discard, pair)
 
+    def drain(self, node: NodeId) -> None:
+        """The operator wants a node empty; `drained` has the answer."""
+        self.watch.happened(Fault.DRAIN)
+        self.tell(SCHEDULER, DrainAsked(node))
+
     def tell(self, to: Address, event: Event) -> None:
         """An event from inside the process that hosts the scheduler: supervisor or operator."""
         self._deliver(to, event)
@@ -166,6 +174,8 @@ class World:
     def _deliver(self, to: Address, event: Event) -> None:
         if to == SCHEDULER:
             self._schedule(event)  # type: ignore[arg-type]
+        elif to == OPERATOR:
+            self.drained.append(event)  # type: ignore[arg-type]
         elif to in self.doors:
             self.doors[GatewayId(to)].take(event)  # type: ignore[arg-type]
         else:
@@ -241,4 +251,9 @@ class World:
 def _scheduler_config(scenario: Scenario) -> SchedulerConfig:
     expected = 1 if scenario.overcommit else 64
     wait_s = 4 * scenario.timers.dead_s
-    return SchedulerConfig(expected_output_tokens=expected, rejoin_wait_s=wait_s, timers=scenario.timers)
+    return SchedulerConfig(
+        expected_output_tokens=expected,
+        rejoin_wait_s=wait_s,
+        rebalance_gap=scenario.rebalance_gap,
+        timers=scenario.timers,
+    )

@@ -61,7 +61,7 @@ def guess_beyond_the_answer(patch: Patch) -> None:
         row.num_context += len(tokens) - 1
         for taken in tokens:
             emission.add(row.id, row.num_output, taken, None, None)
-            row.num_output += 1
+            row.answer.append(taken[0])
         return row.num_output >= row.request.sampling.max_tokens
 
     patch.setattr(DecodeWorker, "_take", take)
@@ -194,7 +194,7 @@ ROW_MUTANTS = (
     Mutant(forget_the_rows_that_a_failed_step_saved, (60,)),
     Mutant(say_nothing_of_a_dropped_row_that_was_saved, (16,)),
     Mutant(copy_nothing_on_copy_on_write, (1,)),
-    Mutant(keep_a_source_block_unheld, (1,)),
+    Mutant(keep_a_source_block_unheld, (5,)),
     Mutant(choices_share_their_randomness, (0,)),
     Mutant(go_on_with_a_row_that_failed, (31,)),
     Mutant(scores_in_another_order, (0,)),

@@ -4,12 +4,13 @@ import pytest
 
 from cluster.simulated.chaos import run_batch
 from tests.chaos import mutants
+from tests.chaos.move_mutants import MOVE_MUTANTS
 from tests.chaos.mutant import Mutant
 from tests.chaos.row_mutants import ROW_MUTANTS
 
 pytestmark = pytest.mark.slow
 
-MUTANTS = mutants.MUTANTS + ROW_MUTANTS
+MUTANTS = mutants.MUTANTS + ROW_MUTANTS + MOVE_MUTANTS
 
 SEARCHED = 60
 """Seeds from 0 on that are tried where those on record do not notice: other seeds may, after a change."""

@@ -14,6 +14,7 @@ from core.events import (
     Fenced,
     KVArrived,
     Lent,
+    MigrateAsked,
     NodeEvent,
     StepDone,
     Submitted,
@@ -38,7 +39,10 @@ SAVING_IS_CHEAP = PreemptionCosts(0.001, 0.0001, 0.0, 0.00001)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a run is made of. `roles` are those of its nodes; a small `num_blocks` makes rows give way."""
+    """What a run is made of. `roles` are those of its nodes; a small `num_blocks` makes rows give way.
+
+    Where rows `move`, each goes to the next decode node after every sixth token.
+    """
 
     roles: tuple[str, ...] = ("mixed",)
     num_blocks: int = 200
@@ -47,6 +51,7 @@ class Setting:
     drafts: int = 0
     saved_blocks: int = 0
     block_size: int = 4
+    moves: bool = False
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Answer:
 
 
 class RealNodes:
-    """One or two nodes over one model folder.
+    """Nodes over one model folder.
 
     Owns: machines, executors, slabs and transports, and the events on their way.
     """
@@ -150,6 +155,15 @@ class RealNodes:
             answer.logprobs.append(scored)
             if timing is not None:
                 answer.num_cached = timing.num_cached_tokens
+            if self._setting.moves and index % 6 == 5:
+                self._move(attempt)
+
+    def _move(self, attempt: AttemptId) -> None:
+        """Ask the node that decodes it; one that is still on its way there stays."""
+        decodes = [name for name, role in zip(self.names, self._setting.roles, strict=True) if role == "decode"]
+        for place, name in enumerate(decodes):
+            if self.nodes[name].decode.knows(attempt):
+                self._events.append((name, MigrateAsked(attempt, decodes[(place + 1) % len(decodes)])))
 
 
 def _config(shape: SlabShape, setting: Setting, role: str) -> NodeConfig:

@@ -32,6 +32,10 @@ SETTINGS = {
     "aggregated, ahead of results": Setting(steps_in_flight=2),
     "prefill to decode": Setting(roles=("prefill", "decode")),
     "prefill to decode, with drafts": Setting(roles=("prefill", "decode"), drafts=3, steps_in_flight=2),
+    "rows that move": Setting(roles=("prefill", "decode", "decode"), moves=True),
+    "rows that move, with drafts": Setting(
+        roles=("prefill", "decode", "decode"), moves=True, drafts=3, steps_in_flight=2
+    ),
     "rows saved": Setting(num_blocks=30, saved_blocks=64),
     "rows saved, with drafts": Setting(num_blocks=30, saved_blocks=64, drafts=4, steps_in_flight=2),
 }
@@ -74,10 +78,12 @@ def _assert_happened(setting: Setting, nodes: RealNodes) -> None:
     stats = nodes.nodes[nodes.names[-1]].stats()
     if len(setting.roles) > 1:
         assert nodes.num_bytes > 0
+    if setting.moves:
+        assert all(nodes.nodes[name].stats().num_migrated > 2 for name in nodes.names[1:])
     if setting.saved_blocks:
         assert stats.num_saved == stats.num_restored > 0
     if setting.drafts:
-        assert stats.num_drafted > 0
+        assert sum(node.stats().num_drafted for node in nodes.nodes.values()) > 0
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -26,6 +26,7 @@ FOR_ALL = (
     events.StatsReported,
     events.Overridden,
     events.Tick,
+    events.DrainAsked,
 )
 
 
@@ -95,6 +96,6 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 
 def test_under_chaos_every_move_of_a_machine_is_one_that_its_table_allows(watch: Watch) -> None:
-    run_batch(0, NUM_SEEDS)
+    assert run_batch(0, NUM_SEEDS).failures == {}
     assert watch.wrong == []
     assert watch.seen >= {(table.title, state) for table in (REQUEST, PREFILL, DECODE) for state in table.states}

@@ -36,10 +36,11 @@ class RowBench:
         saved: int = 0,
         costs: PreemptionCosts | None = CHEAP_COPIES,
         max_model_len: int = 64,
+        node: NodeId = HERE,
     ) -> None:
         mix = mix_of("mixed", 64, 8)
         self.node = Node(
-            HERE,
+            node,
             NodeConfig(
                 LayoutId("l"),
                 KV,

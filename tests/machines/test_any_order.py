@@ -1,4 +1,4 @@
-"""One node under any order of events, with prompts that begin alike: nothing leaks, and every token is right."""
+"""One node under any order of events: nothing leaks, every token is right, and what is lent does not change."""
 
 from dataclasses import replace
 
@@ -16,15 +16,19 @@ from core.events import (
     Fenced,
     LeaseReleased,
     Lent,
+    MigrateAsked,
     NodeEvent,
+    Offered,
     PeerLost,
+    Sealed,
     StepDone,
     StepFailed,
     Submitted,
     Tick,
 )
 from core.ids import AttemptId, LayoutId, RequestId, attempt_id
-from core.kv import block_keys, tail_key
+from core.kv import KVHandle, block_keys, tail_key
+from core.lifecycle import DecodeState
 from core.mix import mix_of
 from core.request import Prompt, Request, SamplingParams, pack_tokens
 from core.step import StepPlan, StepResult
@@ -39,9 +43,10 @@ WHOM = st.integers(0, 7)
 
 
 class AnyOrderOfEvents(RuleBasedStateMachine):
-    """A mixed node that prefills for itself and for `D`, which claims, releases and dies as it likes.
+    """A mixed node that prefills for itself and for `D`, which claims, releases and dies as it likes. Rows of its own
+    are asked to go there, too.
 
-    Owns: the memory, the steps in flight, and what each attempt was asked and has answered.
+    Owns: the memory, the steps in flight, and what each attempt was asked and has answered, and has offered.
     """
 
     def __init__(self) -> None:
@@ -51,6 +56,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.requests: dict[AttemptId, Request] = {}
         self.answers: dict[AttemptId, list[int]] = {}
         self.live: list[AttemptId] = []
+        self.offered: dict[AttemptId, list[KVHandle]] = {}
         self.now = 0.0
 
     @initialize(num_steps=st.integers(1, 2), tokens_per_step=st.sampled_from((3, 8, 32)), num_drafts=st.integers(0, 2))
@@ -60,7 +66,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.node = Node(P, config)
 
     @rule(
-        num=st.integers(1, 3), stem=st.integers(0, 1), num_tokens=st.integers(1, 13), max_tokens=st.integers(1, 6),
+        num=st.integers(1, 3), stem=st.integers(0, 1), num_tokens=st.integers(1, 13), max_tokens=st.integers(1, 9),
         is_kept=st.booleans(), is_scored=st.sampled_from((False, False, False, True)),
     )  # fmt: skip
     def submit(self, num: int, stem: int, num_tokens: int, max_tokens: int, is_kept: bool, is_scored: bool) -> None:
@@ -122,10 +128,19 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             self.handle(Claimed(attempt, D))
             self.handle(Lent(attempt, D))
 
-    @rule(whom=WHOM)
-    def release(self, whom: int) -> None:
+    @rule(whom=WHOM, has_all=st.booleans())
+    def release(self, whom: int, has_all: bool) -> None:
         if self.live:
-            self.handle(LeaseReleased(self.live[whom % len(self.live)], D))
+            self.handle(LeaseReleased(self.live[whom % len(self.live)], D, has_all))
+
+    @rule(whom=WHOM, num_before=st.integers(0, 3), num_steps=st.integers(0, 3))
+    def migrate(self, whom: int, num_before: int, num_steps: int) -> None:
+        """A row that decodes, if there is one after a few steps; with enough further ones it is offered."""
+        self.end_steps(num_before)
+        decoding = [at for at in self.live if self.node.decode.state_of(at) is DecodeState.DECODING]
+        if asked := decoding or self.live:
+            self.handle(MigrateAsked(asked[whom % len(asked)], D))
+            self.end_steps(num_steps)
 
     @rule()
     def lose_the_reader(self) -> None:
@@ -161,6 +176,8 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
                         self.take(attempt, token_id)
                 case Tell(_, AttemptFinished(attempt)) if attempt in self.live:
                     self.live.remove(attempt)
+                case Tell(_, Offered(attempt) | Sealed(attempt) as event):
+                    self.offered.setdefault(attempt, []).append(event.handle)
         self.check()
         return commands
 
@@ -169,6 +186,10 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.node.check()
         copying = [join for plan in self.plans for join in plan.joined if join.copied_from is not None]
         assert self.node.pool.num_held == len(copying)
+        self.offered = {at: parts for at, parts in self.offered.items() if self.node.prefill.leases.of(at) is not None}
+        for handle in (handle for parts in self.offered.values() for handle in parts):
+            found = tuple(self.executor.memory.digest(block) for block in handle.block_ids)
+            assert found == handle.digests, f"{handle.attempt}: a block changes that is lent"
 
     def take(self, attempt: AttemptId, token_id: int) -> None:
         answer = self.answers[attempt]

@@ -148,6 +148,26 @@ def test_a_block_that_is_let_go_without_being_held_is_an_error() -> None:
         pool.let_go(blocks)
 
 
+def test_a_row_that_leaves_has_its_blocks_sealed_as_they_stand_and_writes_them_again_if_it_stays() -> None:
+    pool = BlockPool(3)
+    (grown,) = pool.allocate(1, BlockState.IN_USE) or ()
+    pool.reseal(grown, b"1" * 16)
+    assert (pool.state(grown), pool.digests((grown,))) == (BlockState.SEALED, (b"1" * 16,))
+    pool.adopt((grown,))
+    assert pool.state(grown) is BlockState.IN_USE
+    pool.reseal(grown, b"2" * 16)
+    pool.free((grown,))
+    assert pool.counts().free == 3, "nobody finds it by a key"
+    pool.check()
+
+
+def test_a_block_that_a_prompt_still_fills_is_no_row_s_to_seal() -> None:
+    pool = BlockPool(1)
+    (filling,) = pool.allocate(1, BlockState.FILLING) or ()
+    with pytest.raises(AssertionError, match="filling"):
+        pool.reseal(filling, b"1" * 16)
+
+
 class AnyOrderOfUse(RuleBasedStateMachine):
     """The pool under any legal calls, beside a model: who has which block, and what was written into it.
 

@@ -1,5 +1,7 @@
 """Who gives way when blocks run out, and what bringing a row back costs."""
 
+from array import array
+
 import pytest
 
 from cluster.simulated.scenario import make_request
@@ -16,7 +18,9 @@ def row(name: str, *, priority: int = 0, num_preemptions: int = 0, num_saves: in
     """A running row; rows are named oldest first."""
     request = make_request(name, [1, 2, 3], 8, priority=priority)
     gateway = GatewayId("g")
-    found = DecodeRow(AttemptId(f"{name}#0"), request, gateway, (0,), 3, 1, Timing(), 0.0, num_preemptions)
+    found = DecodeRow(
+        AttemptId(f"{name}#0"), request, gateway, (0,), 3, array("I", [7]), Timing(), 0.0, num_preemptions
+    )
     found.num_saves = num_saves
     return found
 
