@@ -34,9 +34,14 @@ class KVLayout:
         return self.bytes_per_token * self.block_size
 
     def id(self, model_digest: str) -> LayoutId:
-        """Two nodes may exchange KV only when these ids are equal: same geometry and same weights."""
-        words = repr((self, model_digest, "kv1")).encode()
-        return LayoutId(hashlib.sha256(words).hexdigest()[:16])
+        """Names weights and geometry, in that order. Equal ids: KV may be exchanged byte for byte."""
+        geometry = hashlib.sha256(repr((self, "kv1")).encode()).hexdigest()[:16]
+        return LayoutId(f"{hashlib.sha256(model_digest.encode()).hexdigest()[:16]}.{geometry}")
+
+
+def weights_of(layout: LayoutId) -> str:
+    """The part of a layout's id that names the weights: KV of other weights means something else, in any geometry."""
+    return layout.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)

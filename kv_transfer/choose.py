@@ -1,16 +1,11 @@
 """Which transport a pair of nodes uses, and the sentence that says so at start."""
 
 import os
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ConfigError
-
-NEEDS = {"inproc": "both nodes in one process", "shm": "both nodes on one host, in one network namespace"}
-"""The transports that are built, best first, and what each needs."""
-
-NOT_BUILT = ("cuda_ipc", "nixl", "gloo", "nccl")
-"""Names that are reserved; asking for one is refused by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,34 +23,92 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A pair's transport, and `message` for the log at start."""
+class Way:
+    """One transport. `joins` says whether it can work between two places, where both sides have it.
 
-    transport: str
+    `falls_back`: when it fails though the owner may be alive, the pair goes on by its next transport.
+    """
+
+    name: str
+    needs: str
+    joins: Callable[[Place, Place], bool]
+    falls_back: bool = False
+
+
+def _one_process(one: Place, other: Place) -> bool:
+    return one == other
+
+
+def _one_host(one: Place, other: Place) -> bool:
+    return one.host == other.host
+
+
+def _anywhere(one: Place, other: Place) -> bool:
+    return True
+
+
+WAYS = (
+    Way("inproc", "both nodes in one process", _one_process),
+    Way("cuda_ipc", "KV on GPUs of one host, in one network namespace", _one_host, falls_back=True),
+    Way("shm", "both nodes on one host, in one network namespace", _one_host),
+    Way("nixl", "NIXL on both sides", _anywhere, falls_back=True),
+    Way("nccl", "KV on a GPU of its own for each node", _anywhere, falls_back=True),
+    Way("gloo", "a private network between the two nodes", _anywhere),
+)
+"""The transports, best first."""
+
+NAMES = tuple(way.name for way in WAYS)
+AUTO, MEASURED = "auto", "measured"
+ASKABLE = (AUTO, MEASURED, *NAMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A pair's transports, best first, and `message` for the log at start."""
+
+    order: tuple[Way, ...]
     message: str
+
+    @property
+    def transport(self) -> str:
+        """The one to use."""
+        return self.order[0].name
 
 
 def check_asked(asked: str) -> None:
-    """Raises ConfigError for a transport that there is not; `auto` and the names in `NEEDS` pass."""
-    known = ", ".join(("auto", *NEEDS))
-    if asked in NOT_BUILT:
-        raise ConfigError([f"transport: {asked} is not built into this version; choose one of {known}"])
-    if asked != "auto" and asked not in NEEDS:
-        raise ConfigError([f"transport: {asked!r} is not known; choose one of {known}"])
+    """Raises ConfigError for a transport that there is not; `auto`, `measured` and the names in `NAMES` pass."""
+    if asked not in ASKABLE:
+        raise ConfigError([f"transport: {asked!r} is not known; choose one of {', '.join(ASKABLE)}"])
 
 
-def choose(asked: str, one: Place, other: Place) -> Choice:
-    """The transport between two places: the one asked for, or with `auto` the best that is possible there.
+def possible(asked: str, one: Place, other: Place, both_have: Collection[str]) -> tuple[Way, ...]:
+    """What can join two places, best first: all that both sides have and that works there, or only the one asked for.
 
-    Raises: ConfigError when the name is unknown or its need is not met.
+    Raises: ConfigError when the name is unknown or nothing is left.
     """
     check_asked(asked)
-    met = {"inproc": one == other, "shm": one.host == other.host}
-    possible = [name for name in NEEDS if met[name]]
-    if asked != "auto" and asked not in possible:
-        raise ConfigError([f"transport: {asked} needs {NEEDS[asked]}, and these two are not"])
-    if not possible:
-        raise ConfigError([f"transport: none that is built joins two hosts ({', '.join(NOT_BUILT)} are not)"])
-    name = possible[0] if asked == "auto" else asked
-    why = "as asked" if asked != "auto" else f"automatic: {NEEDS[name]}"
-    return Choice(name, f"transport: {name} ({why}); not in this version: {', '.join(NOT_BUILT)}")
+    ways = [way for way in WAYS if way.name in both_have and way.joins(one, other)]
+    if asked in NAMES:
+        needs = next(way.needs for way in WAYS if way.name == asked)
+        if asked not in [way.name for way in ways]:
+            raise ConfigError([f"transport: {asked} needs {needs}, and these two have not"])
+        return tuple(way for way in ways if way.name == asked)
+    if not ways:
+        had = ", ".join(name for name in NAMES if name in both_have) or "none"
+        raise ConfigError([f"transport: nothing joins these two; both have: {had}"])
+    return tuple(ways)
+
+
+def choose(asked: str, ways: tuple[Way, ...], speeds: Mapping[str, float]) -> Choice:
+    """The transport of a pair, out of what is possible. `speeds`: bytes a second, of those that were measured.
+
+    Measured speeds decide only where all were measured: one that cannot be measured is not known to be slower.
+    """
+    order = ways
+    if asked == MEASURED and len(ways) > 1 and all(way.name in speeds for way in ways):
+        order = tuple(sorted(ways, key=lambda way: -speeds[way.name]))
+        why = "measured: " + ", ".join(f"{way.name} {speeds[way.name] / 1e9:.2g} GB/s" for way in order)
+    else:
+        why = "as asked" if asked in NAMES else f"automatic: {ways[0].needs}"
+    others = ", ".join(way.name for way in order[1:])
+    return Choice(order, f"{order[0].name} ({why})" + (f"; also possible: {others}" if others else ""))

@@ -1,7 +1,9 @@
-"""Which bytes go where, for any two pools whose KV can be mapped onto each other. Pure: block ids in, ranges out.
+"""Which KV goes where, for any two pools whose KV can be mapped onto each other. Pure: block ids in, places out.
 
 Everything is planned by token positions: a side says which tokens its table covers, and the plan pairs the places of
 equal tokens and equal heads. So block sizes may differ, and a tensor-parallel rank takes the slice of heads it holds.
+A plan in spans says which numbers go where, whatever type either side keeps them in; a plan in pieces says which bytes,
+and so needs one type.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,9 @@ from core.errors import LayoutMismatch
 from core.kv import DTYPE_BYTES, KVLayout, SlabShape
 
 MAX_PIECE_BYTES = 16 << 20
+
+CONVERTED = frozenset({"float32", "float16", "bfloat16"})
+"""Types that are converted into each other; any other moves only as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,23 @@ class Side:
         """The token positions that these blocks hold."""
         size = self.shape.layout.block_size
         return range(self.first_block * size, (self.first_block + len(self.block_ids)) * size)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Some heads and tokens of one block; both are counted from the block's own first one."""
+
+    block: int
+    heads: range
+    rows: range
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The KV of a few tokens that lie in one block on each side: two places with equal numbers of heads and rows."""
+
+    source: Place
+    target: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +70,15 @@ def check_ids(block_ids: Sequence[int], num_blocks: int, side: str) -> None:
         raise LayoutMismatch(f"a {side} block is named twice")
 
 
-def plan_copy(source: Side, target: Side, tokens: range, max_piece_bytes: int = MAX_PIECE_BYTES) -> tuple[Piece, ...]:
-    """The copies that bring the KV of `tokens` from `source` to `target`: adjacent ones joined, none above the limit.
-
-    Only heads that both sides hold are copied; a target that needs more takes them from the other ranks.
-    Raises: LayoutMismatch when the sides cannot be mapped, or one of them does not cover `tokens`.
-    """
-    heads = _common_heads(source.shape.layout, target.shape.layout)
-    for side, name in ((source, "source"), (target, "target")):
-        check_ids(side.block_ids, side.shape.num_blocks, name)
-        if tokens and not (tokens.start in side.tokens and tokens[-1] in side.tokens):
-            raise LayoutMismatch(f"the {name} covers tokens {side.tokens}, not {tokens}")
-    pieces = (piece for span in _spans(source, target, tokens) for piece in _span_pieces(source, target, span, heads))
-    return tuple(_split(_joined(pieces), max_piece_bytes))
-
-
-def _common_heads(source: KVLayout, target: KVLayout) -> range:
-    """The heads, counted over all ranks, that both sides hold."""
-    for field in ("num_layers", "head_dim", "dtype"):
+def check_maps(source: KVLayout, target: KVLayout) -> range:
+    """The heads, counted over all ranks, that both sides hold. Raises LayoutMismatch unless KV can be mapped."""
+    for field in ("num_layers", "head_dim"):
         if getattr(source, field) != getattr(target, field):
             raise LayoutMismatch(
                 f"{field}: the source has {getattr(source, field)}, the target {getattr(target, field)}"
             )
+    if source.dtype != target.dtype and not {source.dtype, target.dtype} <= CONVERTED:
+        raise LayoutMismatch(f"dtype: {source.dtype} is not converted to {target.dtype}")
     if source.num_kv_heads * source.tp_size != target.num_kv_heads * target.tp_size:
         raise LayoutMismatch("the two sides do not divide the same number of KV heads between their ranks")
     ours, theirs = _heads_of(source), _heads_of(target)
@@ -81,11 +90,45 @@ def _common_heads(source: KVLayout, target: KVLayout) -> range:
     return common
 
 
+def plan_spans(source: Side, target: Side, tokens: range) -> tuple[Span, ...]:
+    """The places that bring the KV of `tokens` from `source` to `target`, in the order of the tokens.
+
+    Only heads that both sides hold are named; a target that needs more takes them from the other ranks.
+    Raises: LayoutMismatch when the sides cannot be mapped, or one of them does not cover `tokens`.
+    """
+    heads = check_maps(source.shape.layout, target.shape.layout)
+    for side, name in ((source, "source"), (target, "target")):
+        check_ids(side.block_ids, side.shape.num_blocks, name)
+        if tokens and not (tokens.start in side.tokens and tokens[-1] in side.tokens):
+            raise LayoutMismatch(f"the {name} covers tokens {side.tokens}, not {tokens}")
+    cut = _cut(source, target, tokens)
+    return tuple(Span(_place(source, span, heads), _place(target, span, heads)) for span in cut)
+
+
+def plan_rest(source: KVLayout, target: Side, end: int) -> tuple[Place, ...]:
+    """Where the target's last block lies beyond token `end`, in the heads that both sides hold: 0 places or 1."""
+    size = target.shape.layout.block_size
+    if end % size == 0:
+        return ()
+    block = _place(target, range(end, (end // size + 1) * size), check_maps(source, target.shape.layout))
+    return (block,)
+
+
+def plan_copy(source: Side, target: Side, tokens: range, max_piece_bytes: int = MAX_PIECE_BYTES) -> tuple[Piece, ...]:
+    """The same in bytes, for sides of one type: adjacent ones joined, none above the limit. Raises as `plan_spans`."""
+    types = source.shape.layout.dtype, target.shape.layout.dtype
+    if types[0] != types[1]:
+        raise LayoutMismatch(f"dtype: the source has {types[0]}, the target {types[1]}; bytes are not converted")
+    spans = plan_spans(source, target, tokens)
+    pieces = (piece for span in spans for piece in _span_pieces(source.shape, target.shape, span))
+    return tuple(_split(_joined(pieces), max_piece_bytes))
+
+
 def _heads_of(layout: KVLayout) -> range:
     return range(layout.tp_rank * layout.num_kv_heads, (layout.tp_rank + 1) * layout.num_kv_heads)
 
 
-def _spans(source: Side, target: Side, tokens: range) -> Iterator[range]:
+def _cut(source: Side, target: Side, tokens: range) -> Iterator[range]:
     """`tokens`, cut wherever a block ends on either side."""
     sizes = source.shape.layout.block_size, target.shape.layout.block_size
     start = tokens.start
@@ -95,27 +138,34 @@ def _spans(source: Side, target: Side, tokens: range) -> Iterator[range]:
         start = end
 
 
-def _span_pieces(source: Side, target: Side, span: range, heads: range) -> Iterator[Piece]:
-    """One piece for a span of whole blocks, because heads are the outermost axis; else one per head, layer, k and v."""
-    layout = source.shape.layout
-    if len(span) == layout.block_size == target.shape.layout.block_size:
-        num_bytes = len(heads) * layout.bytes_per_block // layout.num_kv_heads
-        yield Piece(_offset(source, span.start, heads.start, 0), _offset(target, span.start, heads.start, 0), num_bytes)
-        return
-    num_bytes = len(span) * layout.head_dim * DTYPE_BYTES[layout.dtype]
-    for head in heads:
-        for plane in range(2 * layout.num_layers):
-            yield Piece(_offset(source, span.start, head, plane), _offset(target, span.start, head, plane), num_bytes)
-
-
-def _offset(side: Side, token: int, head: int, plane: int) -> int:
-    """Where a token's vector lies; `plane` counts layers and k/v together, as the axes `[layer][k/v]` do."""
+def _place(side: Side, tokens: range, heads: range) -> Place:
+    """Where tokens of one block lie; `heads` are counted over all ranks."""
     layout = side.shape.layout
-    place, row = divmod(token, layout.block_size)
+    place, row = divmod(tokens.start, layout.block_size)
+    first = _heads_of(layout).start
     block = side.block_ids[place - side.first_block]
-    planes = (head - _heads_of(layout).start) * 2 * layout.num_layers + plane
-    vector = planes * layout.block_size + row
-    return side.shape.block_offset(block) + vector * layout.head_dim * DTYPE_BYTES[layout.dtype]
+    return Place(block, range(heads.start - first, heads.stop - first), range(row, row + len(tokens)))
+
+
+def _span_pieces(source: SlabShape, target: SlabShape, span: Span) -> Iterator[Piece]:
+    """One piece for a span of whole blocks, because heads are the outermost axis; else one per head, layer, k and v."""
+    layout, num_rows = source.layout, len(span.source.rows)
+    if num_rows == layout.block_size == target.layout.block_size:
+        num_bytes = len(span.source.heads) * layout.bytes_per_block // layout.num_kv_heads
+        yield Piece(_offset(source, span.source, 0, 0), _offset(target, span.target, 0, 0), num_bytes)
+        return
+    num_bytes = num_rows * layout.head_dim * DTYPE_BYTES[layout.dtype]
+    for head in range(len(span.source.heads)):
+        for plane in range(2 * layout.num_layers):
+            yield Piece(_offset(source, span.source, head, plane), _offset(target, span.target, head, plane), num_bytes)
+
+
+def _offset(shape: SlabShape, place: Place, head: int, plane: int) -> int:
+    """Where a place's first vector lies; `plane` counts layers and k/v together, as the axes `[layer][k/v]` do."""
+    layout = shape.layout
+    planes = place.heads[head] * 2 * layout.num_layers + plane
+    vector = planes * layout.block_size + place.rows.start
+    return shape.block_offset(place.block) + vector * layout.head_dim * DTYPE_BYTES[layout.dtype]
 
 
 def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:

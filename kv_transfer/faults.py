@@ -80,8 +80,9 @@ class FlipOneByte:
     def _flip(self, block: Block, mode: FlipMode) -> None:
         if mode is self._mode and not self._done:
             self._done = mode is FlipMode.BEFORE_CHECK
-            block[self._offset] = FAR_OFF if block[self._offset] != FAR_OFF else 0
-            logger.error("%s=%s: spoiled byte %d of a transferred KV block", SWITCH, mode.value, self._offset)
+            at = self._offset % len(block)  # a peer's own blocks may be smaller
+            block[at] = FAR_OFF if block[at] != FAR_OFF else 0
+            logger.error("%s=%s: spoiled byte %d of a transferred KV block", SWITCH, mode.value, at)
 
 
 def faults_from_environment(layout: KVLayout, environment: Mapping[str, str] = os.environ) -> Faults:

@@ -6,11 +6,12 @@ import threading
 from core.errors import LayoutMismatch, PeerLost
 from core.ids import AttemptId, LayoutId, NodeId
 from core.kv import FetchTarget, KVHandle
-from kv_transfer.block_copy import BlockCopy
 from kv_transfer.faults import Faults, faults_from_environment
+from kv_transfer.native.library import load
 from kv_transfer.peers import Peer, Peers
+from kv_transfer.relayout import fetch_blocks
 from kv_transfer.slab import Slab
-from kv_transfer.transport import Binding, check_fits, check_layout
+from kv_transfer.transport import Binding, check_lent, check_maps_onto
 
 
 class Exchange:
@@ -55,6 +56,7 @@ class InprocTransport:
         self._exchange = exchange
         self._faults = faults or faults_from_environment(slab.shape.layout)
         self._peers = Peers()
+        load()  # compiled now where need be, and not within the first fetch
         self._binding = Binding(node, layout, slab.shape, self.name, exchange.serve(slab))
 
     def binding(self) -> Binding:
@@ -63,7 +65,7 @@ class InprocTransport:
 
     def bind(self, peer: Binding) -> None:
         """Make `peer` readable. Raises as `Transport.bind`."""
-        check_fits(peer, self._binding)
+        check_maps_onto(peer, self._binding)
         slab = self._exchange.find(peer.address)
         if slab is None:
             raise PeerLost(f"{peer.node}: no slab of this process is served at {peer.address}")
@@ -77,9 +79,9 @@ class InprocTransport:
 
     def fetch(self, handle: KVHandle, into: FetchTarget) -> int:
         """Copy the handle's blocks into ours. Raises as `Transport.fetch`."""
-        check_layout(handle, self._binding)
         with self._peers.reading(handle.owner) as peer:
-            return BlockCopy(handle, into, peer, self._slab.view, self._faults).run()
+            check_lent(handle, peer.binding)
+            return fetch_blocks(handle, into, peer, self._slab, self._faults)
 
     def lend(self, attempt: AttemptId, reader: NodeId) -> None:
         """Nothing: a bound peer can read every block, and generations and digests tell which reads count."""

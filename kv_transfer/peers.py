@@ -1,8 +1,7 @@
 """The pools that we can read: one mapping per peer, given back when nothing reads through it any more."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from core.errors import PeerLost
 from core.ids import NodeId
@@ -54,7 +53,8 @@ class Peers:
     def __init__(self) -> None:
         self._bound: dict[NodeId, Peer] = {}
         self._users: dict[Peer, int] = {}
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._closed = False
 
     def bind(self, peer: Peer) -> None:
@@ -73,21 +73,24 @@ class Peers:
         with self._changed:
             self._retire(self._bound.pop(node, None))
 
-    @contextmanager
-    def reading(self, node: NodeId) -> Iterator[Peer]:
-        """Hold the peer's mapping for one fetch. Raises PeerLost when it is not bound or not there."""
-        with self._changed:
+    def reading(self, node: NodeId) -> "Reading":
+        """Holds the peer's mapping for one fetch. Raises, on entry, PeerLost when it is not bound or not there."""
+        return Reading(self, node)
+
+    def acquire(self, node: NodeId) -> Peer:
+        """Hold a peer's mapping until `release`. Raises PeerLost when it is not bound."""
+        with self._lock:
             peer = self._bound.get(node)
             if peer is None:
                 raise PeerLost(f"{node} is not bound")
             self._users[peer] += 1
-        try:
-            peer.check()
-            yield peer
-        finally:
-            with self._changed:
-                self._users[peer] -= 1
-                self._unmap_if_over(peer)
+            return peer
+
+    def release(self, peer: Peer) -> None:
+        """The end of what `acquire` began."""
+        with self._lock:
+            self._users[peer] -= 1
+            self._unmap_if_over(peer)
 
     def close(self) -> None:
         """Retire all peers and wait until the fetches that run have noticed."""
@@ -107,3 +110,25 @@ class Peers:
             del self._users[peer]
             peer.unmap()
             self._changed.notify_all()
+
+
+class Reading:
+    """One fetch's hold of a mapping. Not a generator: a small fetch is over in the time that one takes to set up."""
+
+    __slots__ = ("_node", "_peer", "_peers")
+
+    def __init__(self, peers: Peers, node: NodeId) -> None:
+        self._peers = peers
+        self._node = node
+
+    def __enter__(self) -> Peer:
+        self._peer = self._peers.acquire(self._node)
+        try:
+            self._peer.check()
+        except BaseException:
+            self._peers.release(self._peer)
+            raise
+        return self._peer
+
+    def __exit__(self, *_: object) -> None:
+        self._peers.release(self._peer)

@@ -1,11 +1,13 @@
 """A node's KV memory: one range of bytes that can be handed to another process as a file descriptor."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import mmap
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +16,28 @@ from core.kv import SlabShape
 
 logger = logging.getLogger(__name__)
 
+MADV_POPULATE_WRITE = 23
+"""Linux 5.14; `mmap` has no name for it."""
+
+POPULATE_BYTES = 64 << 20
+
 F_SEAL_FUTURE_WRITE = 0x0010
 """Linux 5.1; `fcntl` names it from Python 3.13 on. No new writable mapping can be made, the owner's stays."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlabView:
-    """A slab's bytes as arrays, ours or a peer's.
+    """A slab's bytes as arrays, ours or a peer's; and where both lie, because to ask an array takes microseconds.
 
     Shapes: generations [num_blocks] u64; blocks [num_blocks, bytes_per_block] u8.
     """
 
     generations: npt.NDArray[np.uint64]
     blocks: npt.NDArray[np.uint8]
+    addresses: tuple[int, int] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "addresses", (self.generations.ctypes.data, self.blocks.ctypes.data))
 
     @classmethod
     def over(cls, buffer: memoryview | mmap.mmap, shape: SlabShape) -> "SlabView":
@@ -73,6 +84,27 @@ class Slab:
     def in_process(cls, shape: SlabShape) -> "Slab":
         """Zeroed memory that cannot be handed to another process."""
         return cls(shape, bytearray(shape.total_bytes), None)
+
+    def populate(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Take every page now, a part at a time; `progress` is told the bytes done and their total.
+
+        The first touch of a page costs seven times what its copy does, and would fall on the first fetch into each
+        block: 128 MiB took 335 ms into fresh memory, 45 into touched, 255 to touch. Kernels before 5.14 cannot do it,
+        which is logged. Raises OSError where there is too little memory.
+        """
+        total = self.shape.total_bytes
+        if not isinstance(self._memory, mmap.mmap):
+            return
+        for start in range(0, total, POPULATE_BYTES):
+            length = min(POPULATE_BYTES, total - start)
+            try:
+                self._memory.madvise(MADV_POPULATE_WRITE, start, length)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                logger.info("this kernel cannot touch KV memory ahead; the first fetch into each block is slower")
+                return
+            progress(start + length, total)
 
     def set_generation(self, block: int, generation: int) -> None:
         """Say that `block` is about to be written as this generation; comes before the first byte."""

@@ -11,7 +11,8 @@ import msgpack
 
 from core.errors import LayoutMismatch
 from core.ids import AttemptId, LayoutId, NodeId
-from core.kv import DTYPE_BYTES, FetchTarget, KVHandle, KVLayout, SlabShape
+from core.kv import DTYPE_BYTES, FetchTarget, KVHandle, KVLayout, SlabShape, weights_of
+from kv_transfer.copy_plan import check_maps
 
 MAX_BINDING_BYTES = 2048
 
@@ -59,6 +60,26 @@ def check_fits(peer: Binding, own: Binding) -> None:
         )
     if own.shape.layout.tp_size != 1:
         raise LayoutMismatch(f"tensor-parallel KV (tp_size {own.shape.layout.tp_size}) is not moved by {own.transport}")
+
+
+def check_maps_onto(peer: Binding, own: Binding) -> None:
+    """Raises LayoutMismatch unless KV of `peer` can be brought into our pool, be it laid out anew or converted.
+
+    For transports that read into private memory first where the two layouts differ; others need `check_fits`.
+    """
+    if peer.transport != own.transport:
+        raise LayoutMismatch(f"{peer.node} is bound by {peer.transport}, this node by {own.transport}")
+    if weights_of(peer.layout) != weights_of(own.layout):
+        raise LayoutMismatch(f"{peer.node} has KV layout {peer.layout}, this node has {own.layout}: other weights")
+    if (peer.layout == own.layout) != (peer.shape.layout == own.shape.layout):
+        raise LayoutMismatch(f"{peer.node}: one layout {peer.layout} for {peer.shape.layout} and {own.shape.layout}")
+    check_maps(peer.shape.layout, own.shape.layout)
+
+
+def check_lent(handle: KVHandle, peer: Binding) -> None:
+    """Raises LayoutMismatch for a handle of another layout than its owner's pool has."""
+    if handle.layout != peer.layout:
+        raise LayoutMismatch(f"{handle.attempt}: lent as KV layout {handle.layout}, {peer.node} has {peer.layout}")
 
 
 def check_layout(handle: KVHandle, own: Binding) -> None:

@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from core.native_build import BuildFailed
 from engine.memory import KVMemory
-from engine.native.build import BuildFailed, built_library
+from engine.native.build import built_library
 
 LOG = logging.getLogger("penstock.native")
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from core import native_build
 from core.kv import KVLayout, SlabShape
+from core.native_build import BuildFailed
 from engine.lines import Chunk, Lines
 from engine.memory import KVMemory
 from engine.native import build, library
-from engine.native.build import BuildFailed, built_library
+from engine.native.build import built_library
 from engine.native.library import Native, load
 from engine.ops import NativeOps, Ops, TorchOps, ops_for
 
@@ -301,7 +303,7 @@ def small_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source.write_text("int answer(void) { return 42; }\n")
     monkeypatch.setattr(build, "SOURCE", source)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(native_build.tempfile, "tempdir", str(tmp_path))
     return source
 
 

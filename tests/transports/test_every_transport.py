@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from core.errors import Corrupt, LayoutMismatch, LeaseExpired, PeerLost
-from core.ids import AttemptId, LayoutId, NodeId
+from core.ids import LayoutId, NodeId
 from core.kv import FetchTarget, KVLayout, SlabShape
 from kv_transfer.faults import SWITCH, Block, faults_from_environment
-from tests.transports.conftest import READER, Pair, handle_of, held, target
+from tests.transports.conftest import READER, Pair, handle_of, target
 from tests.transports.lenders import LARGE, SMALL, content
 
 BLOCK = SMALL.layout.bytes_per_block
@@ -80,7 +80,7 @@ def test_a_block_that_was_reused_before_the_copy_is_an_expired_lease(pair: Pair)
 def test_a_block_that_is_reused_during_the_copy_is_an_expired_lease(pair: Pair) -> None:
     pair.bind()
     handle = pair.lend((5,))
-    pair.hook.on_copy = lambda block: pair.lender.set_generation(5, 8)
+    pair.while_copying("set_generation", block=5, generation=8)
     with pytest.raises(LeaseExpired, match="block 5 of lender@1 was reused during the copy"):
         pair.reader.fetch(handle, target((0,)))
 
@@ -89,9 +89,12 @@ def test_a_torn_copy_of_a_reused_block_is_an_expired_lease_and_not_corrupt(pair:
     pair.bind()
     handle = pair.lend((5,))
 
+    pair.while_copying("write", block=5, generation=8, seed=50)
+    overtake = pair.hook.on_copy
+
     def rewrite(block: Block) -> None:
-        pair.lender.write(5, 8, seed=50)
-        block[BLOCK // 2 :] = 1  # as if the copy had been overtaken
+        overtake(block)
+        block[BLOCK // 2 :] = 1
 
     pair.hook.on_copy = rewrite
     with pytest.raises(LeaseExpired, match="reused during the copy"):
@@ -182,14 +185,14 @@ def test_a_peer_that_was_never_bound_or_is_unbound_cannot_be_read(pair: Pair) ->
 
 
 def test_a_fetch_that_runs_while_its_peer_is_unbound_ends_as_lost_and_then_unmaps(pair: Pair) -> None:
-    before = held()
+    before = pair.held()
     pair.bind()
     handle = pair.lend((5,))
     pair.hook.on_copy = lambda block: pair.reader.unbind(handle.owner)
     with pytest.raises(PeerLost, match="lender@1 was unbound"):
         pair.reader.fetch(handle, target((0,)))
     guard = time.monotonic() + 10  # a lender in this process has to notice that its reader left
-    while held() != before:
+    while pair.held() != before:
         gc.collect()
         assert time.monotonic() < guard
 
@@ -241,8 +244,8 @@ def test_a_binding_that_lies_about_the_pool_is_refused(pair: Pair) -> None:
 
 
 def test_a_binding_of_another_transport_is_refused(pair: Pair) -> None:
-    with pytest.raises(LayoutMismatch, match="is bound by gloo"):
-        pair.reader.bind(replace(pair.lender.binding(), transport="gloo"))
+    with pytest.raises(LayoutMismatch, match="is bound by pigeon"):
+        pair.reader.bind(replace(pair.lender.binding(), transport="pigeon"))
 
 
 def test_a_handle_of_another_layout_is_refused_before_any_byte_moves(pair: Pair) -> None:
@@ -345,11 +348,17 @@ def test_several_threads_fetch_at_once(pair: Pair) -> None:
     assert all(holds(pair, first + block, block) for first in (0, 8, 16) for block in range(8))
 
 
-def test_lending_and_revoking_shared_memory_asks_nothing_of_it(pair: Pair) -> None:
+def test_a_lease_that_was_revoked_cannot_be_read_where_the_owner_takes_part(pair: Pair) -> None:
     pair.bind()
     handle = pair.lend((5,))
-    pair.reader.lend(AttemptId("r#1"), READER)
-    pair.reader.revoke(AttemptId("r#1"), READER)
+    pair.lender.revoke("r#1", READER)
+    if not pair.is_served:
+        assert pair.reader.fetch(handle, target((0,))) == BLOCK  # shared memory cannot be taken back: generations fence
+        return
+    with pytest.raises(LeaseExpired, match=f"not lent to {READER}"):
+        pair.reader.fetch(handle, target((0,)))
+    assert not any(pair.slab.block(0))
+    pair.lender.lend("r#1", READER)
     assert pair.reader.fetch(handle, target((0,))) == BLOCK
 
 

@@ -4,44 +4,66 @@ import pytest
 
 from core.errors import ConfigError
 from core.kv import KVLayout
-from kv_transfer.choose import NOT_BUILT, Choice, Place, check_asked, choose
+from kv_transfer.choose import ASKABLE, NAMES, Place, check_asked, choose, possible
 from kv_transfer.faults import SWITCH, FlipOneByte, NoFaults, faults_from_environment
 
 HERE, NEIGHBOUR, ELSEWHERE = Place("h", 1), Place("h", 2), Place("i", 1)
 
 
+def names(asked: str, one: Place, other: Place, both_have: tuple[str, ...] = NAMES) -> list[str]:
+    return [way.name for way in possible(asked, one, other, both_have)]
+
+
+def test_what_can_join_two_nodes_depends_on_where_they_are_and_comes_best_first() -> None:
+    assert names("auto", HERE, HERE) == ["inproc", "cuda_ipc", "shm", "nixl", "nccl", "gloo"]
+    assert names("auto", HERE, NEIGHBOUR) == ["cuda_ipc", "shm", "nixl", "nccl", "gloo"]
+    assert names("auto", HERE, ELSEWHERE) == ["nixl", "nccl", "gloo"]
+
+
+def test_only_what_both_sides_have_can_join_them() -> None:
+    assert names("auto", HERE, NEIGHBOUR, ("gloo", "shm")) == ["shm", "gloo"]
+    assert names("measured", HERE, ELSEWHERE, ("gloo", "shm")) == ["gloo"]
+    with pytest.raises(ConfigError, match="nothing joins these two; both have: shm"):
+        possible("auto", HERE, ELSEWHERE, ("shm",))
+    with pytest.raises(ConfigError, match="both have: none"):
+        possible("auto", HERE, ELSEWHERE, ())
+
+
 def test_the_best_transport_of_a_pair_is_chosen_and_said() -> None:
-    assert choose("auto", HERE, HERE).transport == "inproc"
-    assert choose("auto", HERE, NEIGHBOUR) == Choice(
-        "shm",
-        "transport: shm (automatic: both nodes on one host, in one network namespace); "
-        "not in this version: cuda_ipc, nixl, gloo, nccl",
-    )
+    choice = choose("auto", possible("auto", HERE, NEIGHBOUR, ("shm", "gloo")), {})
+    assert choice.transport == "shm"
+    assert choice.message == ("shm (automatic: both nodes on one host, in one network namespace); also possible: gloo")
 
 
-def test_a_transport_that_was_asked_for_is_taken_where_it_can_work() -> None:
-    assert choose("shm", HERE, HERE).transport == "shm"
-    assert "as asked" in choose("shm", HERE, NEIGHBOUR).message
+def test_the_fastest_is_chosen_where_that_is_asked_for_and_all_were_measured() -> None:
+    ways = possible("measured", HERE, NEIGHBOUR, ("shm", "gloo"))
+    choice = choose("measured", ways, {"shm": 2e9, "gloo": 3e9})
+    assert choice.transport == "gloo"
+    assert choice.message == "gloo (measured: gloo 3 GB/s, shm 2 GB/s); also possible: shm"
+    assert choose("measured", ways, {"gloo": 3e9}).transport == "shm"
+    assert choose("auto", ways, {"shm": 2e9, "gloo": 3e9}).transport == "shm"
 
 
-@pytest.mark.parametrize("name", NOT_BUILT)
-def test_a_transport_that_is_not_built_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"transport: {name} is not built"):
-        choose(name, HERE, NEIGHBOUR)
+def test_a_transport_that_was_asked_for_is_taken_alone_where_it_can_work() -> None:
+    choice = choose("gloo", possible("gloo", HERE, NEIGHBOUR, ("shm", "gloo")), {})
+    assert [way.name for way in choice.order] == ["gloo"]
+    assert choice.message == "gloo (as asked)"
 
 
-def test_an_unknown_transport_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'pigeon' is not known; choose one of auto, inproc, shm"):
-        check_asked("pigeon")
-
-
-def test_a_pair_without_a_transport_is_refused() -> None:
-    with pytest.raises(ConfigError, match="joins two hosts"):
-        choose("auto", HERE, ELSEWHERE)
+def test_a_transport_that_was_asked_for_and_cannot_work_is_refused_with_its_need() -> None:
     with pytest.raises(ConfigError, match="shm needs both nodes on one host"):
-        choose("shm", HERE, ELSEWHERE)
+        possible("shm", HERE, ELSEWHERE, NAMES)
     with pytest.raises(ConfigError, match="inproc needs both nodes in one process"):
-        choose("inproc", HERE, NEIGHBOUR)
+        possible("inproc", HERE, NEIGHBOUR, NAMES)
+    with pytest.raises(ConfigError, match="nccl needs KV on a GPU of its own"):
+        possible("nccl", HERE, NEIGHBOUR, ("shm", "gloo"))
+
+
+def test_every_name_can_be_asked_for_and_an_unknown_one_is_refused_with_the_known_ones() -> None:
+    for name in ASKABLE:
+        check_asked(name)
+    with pytest.raises(ConfigError, match="'pigeon' is not known; choose one of auto, measured, inproc, cuda_ipc, shm"):
+        check_asked("pigeon")
 
 
 def test_this_process_is_always_in_the_same_place() -> None:

@@ -1,4 +1,6 @@
+import logging
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from core.errors import LayoutMismatch
 from core.ids import LayoutId, NodeId
 from core.kv import KVLayout, SlabShape
+from kv_transfer import slab as slab_module
 from kv_transfer.digest import DIGEST_BYTES, block_digest
 from kv_transfer.slab import Slab
 from kv_transfer.transport import Binding
@@ -34,6 +37,34 @@ def test_anonymous_memory_has_its_name_and_no_path_and_cannot_change_its_size() 
         for size in (0, SHAPE.total_bytes + 4096):
             with pytest.raises(PermissionError):
                 os.ftruncate(slab.fd, size)
+
+
+def resident_bytes(slab: Slab) -> int:
+    """How much of an anonymous slab has pages."""
+    assert slab.fd is not None
+    return os.stat(slab.fd).st_blocks * 512
+
+
+def test_populated_memory_has_all_its_pages_and_what_was_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slab_module, "POPULATE_BYTES", 8192)
+    told: list[tuple[int, int]] = []
+    with Slab.anonymous(replace(SHAPE, num_blocks=100), "test") as slab:
+        assert resident_bytes(slab) == 0
+        slab.block(3)[:4] = b"abcd"
+        slab.populate(lambda done, total: told.append((done, total)))
+        assert resident_bytes(slab) >= slab.shape.total_bytes
+        assert bytes(slab.block(3)[:5]) == b"abcd\0"
+        assert [done for done, _ in told[:2]] == [8192, 16384] and told[-1] == (slab.shape.total_bytes,) * 2
+
+
+def test_memory_that_the_kernel_cannot_populate_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(slab_module, "MADV_POPULATE_WRITE", 9999)
+    with caplog.at_level(logging.INFO), Slab.anonymous(SHAPE, "test") as slab:
+        slab.populate()
+        assert resident_bytes(slab) == 0
+    assert "cannot touch KV memory ahead" in caplog.text
 
 
 def test_closing_twice_is_fine_and_what_lies_over_the_memory_stays_readable() -> None:

@@ -1,0 +1,54 @@
+"""Lenders and readers of the transport `cuda_ipc` over the stand-in device."""
+
+from core.ids import LayoutId, NodeId
+from core.kv import SlabShape
+from kv_transfer.cuda_ipc import CudaIpcTransport, IpcOptions
+from kv_transfer.device_copy import DigestKind
+from kv_transfer.device_slab import DeviceSlab
+from kv_transfer.faults import Faults, NoFaults
+from kv_transfer.slab import SlabView
+from tests.transports.lenders import TOKEN, LocalLender, content
+from tests.transports.stand_in_device import StandInDevice
+
+
+class StandInSlab(DeviceSlab):
+    """With the host's view of its bytes, as a slab of host memory has it."""
+
+    def __init__(self, shape: SlabShape) -> None:
+        self.stand_in = StandInDevice()
+        super().__init__(self.stand_in, shape)
+
+    @property
+    def view(self) -> SlabView:
+        return SlabView.over(self.stand_in.ranges[self.at.pointer].memory, self.shape)
+
+    def block(self, block: int) -> memoryview:
+        pointer, size = self.at.block_pointer(block), self.shape.layout.bytes_per_block
+        return self.stand_in.at(pointer, size).data
+
+
+class IpcLender(LocalLender):
+    """Seals with what the readers of its kind compare."""
+
+    def __init__(
+        self, node: NodeId, layout: LayoutId, shape: SlabShape, kind: DigestKind, token: bytes = TOKEN
+    ) -> None:
+        self.device_slab = StandInSlab(shape)
+        self.kind = kind
+        transport = CudaIpcTransport(node, layout, self.device_slab, token, IpcOptions(kind, faults=NoFaults()))
+        super().__init__(transport, self.device_slab)  # type: ignore[arg-type]
+
+    def write(self, block: int, generation: int, seed: int, num_bytes: int | None = None) -> bytes:
+        if self.kind is DigestKind.XXH3:
+            return super().write(block, generation, seed, num_bytes)
+        size = self.slab.shape.layout.bytes_per_block if num_bytes is None else num_bytes
+        self.device_slab.set_generation(block, generation)
+        self.device_slab.write_block(block, content(seed, size))
+        return self.device_slab.digests((block,))[0]
+
+
+def ipc_reader(
+    node: NodeId, layout: LayoutId, shape: SlabShape, kind: DigestKind, faults: Faults | None
+) -> tuple[CudaIpcTransport, StandInSlab]:
+    slab = StandInSlab(shape)
+    return CudaIpcTransport(node, layout, slab, TOKEN, IpcOptions(kind, progress_s=5, faults=faults)), slab
