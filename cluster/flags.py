@@ -8,6 +8,7 @@ from cluster.live.config import LiveConfig, NodeSettings, RaySettings, slots_of
 from cluster.service import EMBEDDED_MODEL, EMBEDDED_NAME, ServiceConfig
 from core.errors import ConfigError
 from core.kv import DTYPE_BYTES
+from kv_transfer.choose import ASKABLE, AUTO
 
 DEFAULT_PORT = 50051
 MAX_DRAFT_TOKENS = 16
@@ -72,6 +73,12 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--swap-space", type=float, default=0.25, metavar="GIB", help="host memory of each node for preempted rows"
     )
+    layout.add_argument(
+        "--kv-transport",
+        choices=ASKABLE,
+        default=AUTO,
+        help="how KV moves between nodes; auto: the best of each pair, measured: the fastest",
+    )
     engine.add_argument("--max-steps-in-flight", type=int, choices=(1, 2), default=1, help="2: plan ahead of results")
     engine.add_argument("--num-threads", type=int, default=1, help="compute threads of each node")
 
@@ -101,6 +108,7 @@ def service_config(args: argparse.Namespace) -> ServiceConfig:
         max_model_len=args.max_model_len,
         max_steps_in_flight=args.max_steps_in_flight,
         num_threads=args.num_threads,
+        transport=args.kv_transport,
         quantization=args.quantization,
         num_speculative_tokens=args.num_speculative_tokens,
         swap_space_bytes=int(args.swap_space * (1 << 30)),

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from cluster.costs import preemption_costs
-from cluster.live.config import NodeSettings
+from cluster.live.config import NodeSettings, check_transport
 from cluster.live.host import NodeParts
-from cluster.live.orders import NodeOrder, mint_node_id
+from cluster.live.orders import NodeOrder, mint_node_id, own_address_towards
+from cluster.live.transports import Endpoint, open_links
 from cluster.node import Node, NodeConfig
 from core.errors import ConfigError
 from core.ids import LayoutId, NodeId
@@ -16,8 +17,6 @@ from engine.executor import Executor
 from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import LoadFormat, ModelInfo, read_model_info
 from engine.profile import StepProbe, measure_recompute
-from kv_transfer.choose import check_asked
-from kv_transfer.shm import ShmTransport
 from kv_transfer.slab import Slab
 
 Progress = Callable[[str, float], None]
@@ -30,7 +29,7 @@ def build_node(order: NodeOrder, progress: Progress) -> NodeParts:
     progress("reading the model's headers", 0.0)
     model = read_model_info(settings.model, LoadFormat(settings.load_format))
     layout = model.kv_layout(settings.block_size, settings.dtype)
-    check_asked(settings.transport)
+    check_transport(settings.transport)
     spec = NodeSpec(
         layout=layout.id(model.digest),
         kv=layout,
@@ -42,12 +41,13 @@ def build_node(order: NodeOrder, progress: Progress) -> NodeParts:
     slab = Slab.anonymous(SlabShape(layout, spec.num_blocks), node)
     try:
         executor = _load(settings, slab, progress)
-        transport = ShmTransport(node, spec.layout, slab, order.token.secret)
+        host = own_address_towards(order.head.address)
+        links = open_links(settings.transport, Endpoint(node, spec.layout, slab, host, order.token.secret))
     except BaseException:
         slab.close()
         raise
     machine = _machine(node, spec, model, order, _costs(settings, spec, executor))
-    return NodeParts(node, spec, machine, executor, transport, slab)
+    return NodeParts(node, spec, machine, executor, links, slab)
 
 
 def _costs(settings: NodeSettings, spec: NodeSpec, executor: Executor) -> PreemptionCosts | None:

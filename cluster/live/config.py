@@ -3,9 +3,25 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.errors import ConfigError
 from core.mix import Mix, mix_of
 from core.timers import Timers
 from decode_worker.config import PreemptionCosts
+from kv_transfer.choose import check_asked
+
+NOT_OF_HOST_MEMORY = {
+    "inproc": "both nodes in one process, and here each has its own",
+    "cuda_ipc": "KV in device memory, and these nodes keep it in host memory",
+    "nccl": "KV in device memory, and these nodes keep it in host memory",
+}
+"""Transports that a live node cannot have, and what they need."""
+
+
+def check_transport(asked: str) -> None:
+    """Raises ConfigError for a transport that there is not, or that nodes with their KV in host memory cannot have."""
+    check_asked(asked)
+    if asked in NOT_OF_HOST_MEMORY:
+        raise ConfigError([f"transport: {asked} needs {NOT_OF_HOST_MEMORY[asked]}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,7 @@ class NodeSettings:
     `num_kv_blocks` wins over `kv_cache_memory_bytes`; a service that is given neither takes what
     `memory_utilization` leaves (`cluster.kv_pool`) and tells every node the blocks. `max_model_len` None: the model's
     own. `costs` None: each node measures its own. `num_speculative_tokens`: drafts of a row in one step, 0 for none.
+    `transport`: by what KV moves between nodes, as `kv_transfer.choose` names it; `auto`: the best of each pair.
     `swap_space_bytes`: host memory of each node for rows that are saved while others use their blocks.
     """
 
@@ -49,7 +66,7 @@ class NodeSettings:
     max_model_len: int | None = None
     max_steps_in_flight: int = 1
     num_threads: int = 1
-    transport: str = "shm"
+    transport: str = "auto"
     switch_interval_s: float = 0.0005
     costs: PreemptionCosts | None = None
     quantization: str = "none"
@@ -80,6 +97,10 @@ class LiveConfig:
     def problems(self) -> list[str]:
         """What is wrong with it; empty when it is sound."""
         found = self.timers.problems()
+        try:
+            check_transport(self.node.transport)
+        except ConfigError as error:
+            found += error.problems
         if self.launcher not in ("local", "ray"):
             found.append(f"launcher {self.launcher!r} is unknown; use 'local' or 'ray'")
         if not self.slots:

@@ -16,7 +16,7 @@ from core.errors import Corrupt, TransferError
 from core.events import AttemptEnd, KVArrived, KVFailed, NodeEvent, StepDone, StepFailed
 from core.ids import NodeId
 from core.step import StepPlan, StepResult
-from kv_transfer.transport import Transport
+from kv_transfer.links import Links
 
 LOG = logging.getLogger("penstock.node")
 Answer = Callable[[NodeEvent], None]
@@ -132,8 +132,8 @@ class Fetches:
     Owns: the threads `fetch-0` and on, and the counts.
     """
 
-    def __init__(self, transport: Transport, neighbours: Neighbours, answer: Answer, num_threads: int = 2) -> None:
-        self._transport = transport
+    def __init__(self, links: Links, neighbours: Neighbours, answer: Answer, num_threads: int = 2) -> None:
+        self._links = links
         self._neighbours = neighbours
         self._answer = answer
         self._counts = TransferCounts()
@@ -157,7 +157,7 @@ class Fetches:
             return TransferCounts(self._counts.num_fetches, self._counts.num_failed, self._counts.num_bytes)
 
     def stop(self) -> None:
-        """Waits for the fetches that run, and ends the threads. Close the transport first, so that none can hang."""
+        """Waits for the fetches that run, and ends the threads. Close the links first, so that none can hang."""
         for _ in self._threads:
             self._asked.put(None)
         for thread in self._threads:
@@ -179,7 +179,7 @@ class Fetches:
     def _fetch(self, command: FetchKV) -> NodeEvent:
         try:
             self._neighbours.reach(command.handle.owner)
-            moved = self._transport.fetch(command.handle, command.into)
+            moved = self._links.fetch(command.handle, command.into)
         except TransferError as error:
             end = AttemptEnd.KV_CORRUPT if isinstance(error, Corrupt) else AttemptEnd.KV_LOST
             return self._failed(command, end, error)

@@ -23,8 +23,8 @@ from core.commands import Command, Emit, FetchKV, Lend, Revoke, RunStep, Tell
 from core.events import Event, Fenced, Lent, NodeEvent, PeerLost, Tick
 from core.ids import SCHEDULER, Address, NodeId
 from core.mix import NodeSpec
+from kv_transfer.links import Links
 from kv_transfer.slab import Slab
-from kv_transfer.transport import Transport
 
 LOG = logging.getLogger("penstock.node")
 NODE_EVENTS = frozenset(get_args(NodeEvent))
@@ -46,7 +46,7 @@ class NodeParts:
     spec: NodeSpec
     machine: Machine
     executor: Runner
-    transport: Transport
+    links: Links
     slab: Slab
 
 
@@ -70,9 +70,9 @@ class Host:
         self.num_foreign = 0
         post = Post(parts.node, order.token, self, order.timers, order.head.term)
         self._post = PostThread(post, own_address_towards(order.head.address))
-        self._neighbours = Neighbours(parts.transport)
+        self._neighbours = Neighbours(parts.links)
         self._steps = Steps(parts.executor, self._inbox.put)
-        self._fetches = Fetches(parts.transport, self._neighbours, self._inbox.put)
+        self._fetches = Fetches(parts.links, self._neighbours, self._inbox.put)
         self._thread = threading.Thread(target=self._run, name="machine", daemon=True)
 
     def start(self) -> StartedNode:
@@ -81,7 +81,7 @@ class Host:
         address = self._post.start([(self._order.head.id, self._order.head.address)])
         self._thread.start()
         parts = self._parts
-        return StartedNode(parts.node, parts.spec, os.getpid(), address, parts.transport.binding().pack())
+        return StartedNode(parts.node, parts.spec, os.getpid(), address, parts.links.offer())
 
     def wait(self) -> str:
         """Blocks until the node is over; returns why, or an empty text where it was stopped."""
@@ -94,7 +94,7 @@ class Host:
         if self._thread.ident is not None:
             self._thread.join()
         self._post.stop()
-        self._parts.transport.close()
+        self._parts.links.close()
         self._fetches.stop()
         self._steps.stop()
         self._parts.executor.close()
@@ -159,10 +159,10 @@ class Host:
             case Emit(gateway, tokens):
                 self._letters(self._order.head.id).append((gateway, tokens))
             case Lend(attempt, reader):
-                self._parts.transport.lend(attempt, reader)
+                self._parts.links.lend(attempt, reader)
                 self._own.append(Lent(attempt, reader))
             case Revoke(attempt, reader):
-                self._parts.transport.revoke(attempt, reader)
+                self._parts.links.revoke(attempt, reader)
                 self._own.append(Fenced(attempt, reader))
 
     def _tell(self, to: Address, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""The other nodes, as one node's transport knows them: where their pools are, and which of them can be read now."""
+"""The other nodes, as one node's links know them: where their pools are, and which of them can be read now."""
 
 import threading
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from cluster.api.v1.post_pb2 import Peer
 from core.errors import PeerLost
 from core.ids import NodeId
-from kv_transfer.transport import Binding, Transport
+from kv_transfer.links import Links
 
 
 class Neighbours:
@@ -16,8 +16,8 @@ class Neighbours:
     Invariant: only the pool of a peer that is there stays bound.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, links: Links) -> None:
+        self._links = links
         self._peers: dict[NodeId, Peer] = {}
         self._bound: set[NodeId] = set()
         self._lock = threading.Lock()
@@ -37,10 +37,10 @@ class Neighbours:
         """Nothing is read from this peer's pool any more, until it is needed again. Does not wait."""
         with self._lock:
             self._bound.discard(node)
-        self._transport.unbind(node)
+        self._links.unbind(node)
 
     def reach(self, node: NodeId) -> None:
-        """Makes a peer's pool readable; may wait for the peer. Raises TransferError as `Transport.bind`."""
+        """Makes a peer's pool readable; may wait for the peer. Raises TransferError as `Links.bind`."""
         with self._binding:
             with self._lock:
                 if node in self._bound:
@@ -48,10 +48,10 @@ class Neighbours:
                 peer = self._peers.get(node)
             if peer is None:
                 raise PeerLost(f"{node} is not there any more")
-            self._transport.bind(Binding.unpack(peer.binding))
+            self._links.bind(peer.binding)
             with self._lock:
                 if self._peers.get(node) is peer:
                     self._bound.add(node)
                     return
-        self._transport.unbind(node)
+        self._links.unbind(node)
         raise PeerLost(f"{node} left while its pool was bound")

@@ -76,7 +76,7 @@ def mint_node_id(name: str) -> NodeId:
 
 @dataclass(frozen=True, slots=True)
 class StartedNode:
-    """A node that is ready for work: who it is, where its post is, and where its KV pool is (a packed `Binding`)."""
+    """A node that is ready for work: who it is, where its post is, and how its KV pool is read (a packed `Offer`)."""
 
     node: NodeId
     spec: NodeSpec

@@ -173,7 +173,7 @@ class RayLauncher:
         )
 
     async def _reserve(self) -> None:
-        """On one host: the transports that are built share memory."""
+        """On one host, where the best transport is: shared memory."""
         from ray.exceptions import RayError
         from ray.util.placement_group import placement_group
 

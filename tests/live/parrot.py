@@ -47,6 +47,7 @@ from core.mix import NodeSpec
 from core.request import Prompt, Request, SamplingParams, pack_tokens, unpack_tokens
 from core.stats import Timing
 from core.step import StepPlan, StepResult
+from kv_transfer.links import Links
 from kv_transfer.shm import ShmTransport
 from kv_transfer.slab import Slab
 
@@ -153,9 +154,9 @@ def build_parrot(order: NodeOrder, progress: Callable[[str, float], None]) -> No
         os._exit(3)
     node = mint_node_id(order.name)
     slab = Slab.anonymous(SlabShape(LAYOUT, 4), node)
-    transport = ShmTransport(node, layout_id(), slab, order.token.secret)
+    links = Links([ShmTransport(node, layout_id(), slab, order.token.secret)])
     spec = NodeSpec(layout_id(), LAYOUT, 4, 64, order.mix)
-    return NodeParts(node, spec, Parrot(node), ParrotSteps(), transport, slab)
+    return NodeParts(node, spec, Parrot(node), ParrotSteps(), links, slab)
 
 
 @dataclass

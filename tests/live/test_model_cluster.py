@@ -13,11 +13,13 @@ import pytest
 
 from cluster.live.cluster import LiveCluster
 from cluster.live.config import LiveConfig, NodeSettings, NodeSlot, slots_of
+from core.errors import ConfigError
 from core.goodput import Outcome
 from core.ids import AttemptId, RequestId
 from core.kv import SlabShape, block_keys
 from core.mix import mix_of
 from core.request import Prompt, Request, SamplingParams, pack_tokens
+from core.stats import NodeStats
 from core.step import RowJoin, StepPlan
 from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import LoadFormat, read_model_info
@@ -45,7 +47,9 @@ TINY = {
     "torch_dtype": "float32",
 }
 PROMPT = tuple(range(3, 90))
-NUM_TOKENS = 48
+NUM_TOKENS, NUM_LONG = 48, 300
+MOST_TURNS = 12
+"""Where a machine is so busy that answers are complete before a drain begins, another one is tried."""
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,12 @@ class Running:
 
     def roles(self) -> dict[str, str]:
         return {node.slot: node.mix.role for node in self.cluster.state().nodes}
+
+    def stats(self, slot: str) -> NodeStats:
+        """What the node of a slot has said of itself last."""
+        (stats,) = [node.stats for node in self.cluster.state().nodes if node.slot == slot]
+        assert stats is not None
+        return stats
 
     def pids(self) -> dict[str, int]:
         return {node.slot: node.pid for node in self.cluster.state().nodes}
@@ -179,5 +189,35 @@ def test_mixes_can_be_set_while_requests_run_and_outlive_an_incarnation(
             os.kill(killed, signal.SIGKILL)
             await until(lambda: here.pids().get("prefill-0", killed) != killed)
             assert here.roles()["prefill-0"] == "decode", "a new incarnation starts with the mix that was set"
+
+    asyncio.run(walk())
+
+
+def test_a_node_that_drains_hands_its_streams_on_and_no_token_changes(
+    settings: NodeSettings, expected: list[int]
+) -> None:
+    async def walk() -> None:
+        async with running(replace(settings, num_kv_blocks=160), slots_of(1, 2, 0, 32, 8)) as here:
+            here.open("undisturbed", NUM_LONG)
+            undisturbed = await here.tokens("undisturbed")
+            assert undisturbed[:NUM_TOKENS] == expected
+            for turn in range(MOST_TURNS):
+                names = [f"r{turn}.{i}" for i in range(5)]
+                for name in names:
+                    here.open(name, NUM_LONG)
+                await until(lambda told=names: all(name in here.door.tokens for name in told))
+                assert await here.cluster.drain("decode-0") == 0
+                assert here.roles()["decode-0"] == "closed"
+                for name in names:
+                    assert await here.tokens(name) == undisturbed
+                    assert here.door.ends[name].num_attempts == 1
+                if here.scheduler.mover.num_asked > 2:
+                    break
+                here.cluster.set_mixes({"decode-0": mix_of("decode", 32, 8)})
+            with pytest.raises(ConfigError, match="'nobody' is not known"):
+                await here.cluster.drain("nobody")
+            await until(lambda: here.stats("decode-0").num_migrated > 0 and is_idle(here.stats("decode-0")))
+            here.open("after")
+            assert await here.tokens("after") == expected
 
     asyncio.run(walk())
