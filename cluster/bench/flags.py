@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.bench.engine_plan import add_engine_flags
+from cluster.bench.kv_plan import add_kv_flags
 from cluster.bench.soak_flags import add_soak_flags
 
 
@@ -33,6 +34,12 @@ def _engine(args: argparse.Namespace) -> int:
     return run_bench_engine(args)
 
 
+def _kv(args: argparse.Namespace) -> int:
+    from cluster.bench.kv import run_bench_kv
+
+    return run_bench_kv(args)
+
+
 def _soak(args: argparse.Namespace) -> int:
     from cluster.bench.soak import run_bench_soak
 
@@ -41,5 +48,6 @@ def _soak(args: argparse.Namespace) -> int:
 
 BENCHES = (
     Bench("engine", "the engine against its peers and the machine's own limits", add_engine_flags, _engine),
+    Bench("kv", "KV between processes by every transport, against memcpy and peers; the handoff", add_kv_flags, _kv),
     Bench("soak", "a small cluster under load for long: memory, descriptors, blocks", add_soak_flags, _soak),
 )

@@ -43,6 +43,16 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
         "vocab_size": 512,
         "max_position_embeddings": 2048,
     },
+    "llama-8b-kv": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 1280,
+        "max_position_embeddings": 4096,
+    },
     "llama-1b": {
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -66,7 +76,8 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
     },
 }
 """Named shapes. `llama-90m` has 0.36 GB of float32 weights: some ten times the cache of the class of machine that the
-figures are for, and still minutes for every arm. `llama-1b` and `llama-8b` are the shapes of Llama 3."""
+figures are for, and still minutes for every arm. `llama-8b-kv` has, in float32, the KV bytes of Llama 3 8B and hardly
+anything to compute; its vocabulary is the embedded model's. `llama-1b` and `llama-8b` are the shapes of Llama 3."""
 
 CPU_SHAPE, CUDA_SHAPE, QUICK_SHAPE = "llama-90m", "llama-8b", "llama-tiny"
 

@@ -49,6 +49,45 @@ def test_bench_engine_names_every_wrong_flag(capsys: pytest.CaptureFixture[str])
     assert all(word in said for word in ("--threads", "--repeats", "nowhere"))
 
 
+@pytest.mark.timeout(300)
+def test_bench_kv_measures_transports_memcpy_and_the_handoff(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "kv.json"
+    flags = ["--quick", "--peer-python", str(tmp_path / "none")]
+    assert main(["bench", "kv", *flags, "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    figures = report["figures"]
+    assert set(figures) >= {
+        "kv.shm.of_memcpy_1mib",
+        "kv.shm.of_memcpy_8mib",
+        "kv.shm.verified_of_memcpy_8mib",
+        "kv.shm.scattered_over_contiguous",
+        "kv.gloo.of_memcpy_8mib",
+        "kv.handoff_tax",
+    }
+    assert not {"kv.shm.vs_nixl", "kv.shm.vs_mooncake", "kv.shm.of_memcpy_256mib"} & set(figures)
+    assert all(value > 0 for name, value in figures.items() if name != "kv.handoff_tax")
+    transfers = [sample for sample in report["samples"] if sample["kind"] == "transfer"]
+    assert {(each["transport"], each["is_verified"], each["is_scattered"]) for each in transfers} >= {
+        (name, verified, scattered)
+        for name in ("shm", "gloo")
+        for verified in (False, True)
+        for scattered in (False, True)
+    }
+    assert all(len(each["seconds"]) == len(each["copy_seconds"]) == 2 for each in transfers)
+    handoffs = [sample for sample in report["samples"] if sample["kind"] == "handoff"]
+    assert {each["num_prompt_tokens"] for each in handoffs} == {64, 256}
+    assert all(len(each["stamps"]) == 8 for each in handoffs)
+    assert "absent: peer nixl" in capsys.readouterr().out
+
+
+def test_bench_kv_names_every_wrong_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "kv", "--threads", "0", "--repeats", "0", "--sizes", "1GB"]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("--threads", "--repeats", "1GB"))
+
+
 def test_profile_writes_a_table_that_serve_would_take(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     assert main(["profile", str(EMBEDDED_MODEL), "-o", str(path), "--quick"]) == 0
