@@ -67,11 +67,6 @@ class ModelConfig:
     dtype: str
     eos_token_ids: frozenset[int]
 
-    @property
-    def heads_per_kv_head(self) -> int:
-        """Query heads that share one KV head."""
-        return self.num_heads // self.num_kv_heads
-
     def is_sparse(self, layer: int) -> bool:
         """Whether this layer is a mixture of experts."""
         return self.moe is not None and self.moe.sparse[layer]

@@ -40,6 +40,7 @@ def build_node(order: NodeOrder, progress: Progress) -> NodeParts:
     node = mint_node_id(order.name)
     slab = Slab.anonymous(SlabShape(layout, spec.num_blocks), node)
     try:
+        slab.populate(lambda done, total: progress("taking KV memory", done / total))
         executor = _load(settings, slab, progress)
         host = own_address_towards(order.head.address)
         links = open_links(settings.transport, Endpoint(node, spec.layout, slab, host, order.token.secret))
