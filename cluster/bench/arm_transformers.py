@@ -12,7 +12,7 @@ import torch
 
 from cluster.bench.arm_server import serve, take_output
 
-TUNINGS: tuple[tuple[int, int], ...] = ((16, 256), (64, 256), (64, 1024), (256, 512))
+TUNINGS: tuple[tuple[int, int], ...] = ((16, 256), (64, 256), (64, 1024), (64, 2048), (256, 512))
 """Block size and most tokens of a batch, tried in turn before anything counts; the fastest is kept."""
 
 

@@ -11,7 +11,7 @@ from cluster.bench.engine_findings import Difference, Findings
 from cluster.bench.engine_plan import BARS, BATCHING, DRAFTS, INT8, PENSTOCK, PLAIN, EnginePlan, Load, engine_plan
 from cluster.bench.engine_report import report
 from cluster.bench.kv_waste import kv_waste
-from cluster.bench.shapes import StepWork, matrix_shapes
+from cluster.bench.shapes import StepArithmetic, matrix_shapes
 from cluster.console import OUT
 from engine.hf_config import ModelConfig, read_model_config
 
@@ -29,7 +29,7 @@ def run_bench_engine(args: argparse.Namespace) -> int:
             _say(f"Writing random weights of the shape {plan.shape}.")
             write_checkpoint(plan.shape, plan.dtype, folder, plan.device)
         config = read_model_config(folder)
-        findings = Findings(plan, StepWork.of(config, plan.dtype), kv_waste=kv_waste(16))
+        findings = Findings(plan, StepArithmetic.of(config, plan.dtype), kv_waste=kv_waste(16))
         _say("Starting the arms, each a process of its own; only one works at a time.")
         with arms_of(plan.orders(folder), plan.num_threads) as (arms, findings.absent):
             for name in (PENSTOCK, BARS):
@@ -86,6 +86,9 @@ class Run:
         for repeat in range(self._plan.repeats):
             load = self._plan.load(streams, repeat, self._config.vocab_size)
             self._found.answered.setdefault(streams, []).append(load.num_answered)
+            each = zip(load.prompts, load.num_tokens, strict=True)
+            least = sum(self._found.work.answer_flop(len(prompt), num) for prompt, num in each)
+            self._found.load_flop.setdefault(streams, []).append(least)
             answers = {}
             for name in alternated(names, repeat):
                 made = self._arms[name].ask("generate", prompts=load.prompts, num_tokens=load.num_tokens)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from cluster.bench.engine_plan import EnginePlan
-from cluster.bench.shapes import StepWork
+from cluster.bench.shapes import StepArithmetic
 
 GAP = 1e-4
 """Two greedy answers may part where the reference's two best logits are closer than this: rounding decides there."""
@@ -32,12 +32,16 @@ class Difference:
 
 @dataclass(slots=True)
 class Findings:
-    """All that a run measured. Keys of `seconds` are (arm, streams), of `steps` names of steps, of `bars` of bars."""
+    """All that a run measured. Keys of `seconds` are (arm, streams), of `steps` names of steps, of `bars` of bars.
+
+    `load_flop` is what each repeat's answers cost at least, by streams.
+    """
 
     plan: EnginePlan
-    work: StepWork
+    work: StepArithmetic
     seconds: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     answered: dict[int, list[int]] = field(default_factory=dict)
+    load_flop: dict[int, list[float]] = field(default_factory=dict)
     steps: dict[str, list[float]] = field(default_factory=dict)
     bars: dict[str, list[float]] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)

@@ -59,6 +59,10 @@ def figures(found: Findings) -> dict[str, Figure]:
         against = ratio(found, arm, streams)
         if against is not None:
             named[f"engine.{device}.{name}"] = against.median
+    if device == "cpu" and (PENSTOCK, 16) in found.seconds:
+        named["engine.cpu.answers_16_of_gemm"] = answers_share(found, PENSTOCK, 16)
+        if (BATCHING, 16) in found.seconds:
+            named["engine.cpu.bound_vs_transformers_cb_16"] = 1.0 / answers_share(found, BATCHING, 16)
     named["engine.answers_compared"] = found.num_compared
     named["engine.answers_unexplained"] = sum(not each.is_excused for each in found.differences)
     return named
@@ -68,6 +72,15 @@ def ratio(found: Findings, arm: str, streams: int) -> Spread | None:
     """Our speed over another arm's; None where one of them did not run."""
     ours, theirs = (found.seconds.get((name, streams)) for name in (PENSTOCK, arm))
     return paired(theirs, ours) if ours and theirs else None
+
+
+def answers_share(found: Findings, arm: str, streams: int) -> float:
+    """FLOP that the answers cost at least, over the time that an arm took, over the matrix bar.
+
+    No engine can be faster than another by more than one over the other's share.
+    """
+    flop, times = found.load_flop[streams], found.seconds[arm, streams]
+    return spread([each / time for each, time in zip(flop, times, strict=True)]).median / gemm_bar(found)
 
 
 def prefill_share(found: Findings, num_tokens: int, *, executed: bool = False) -> float:
@@ -117,12 +130,13 @@ def _print_answers(found: Findings) -> None:
     threads = f"{found.plan.num_threads} thread{'s' if found.plan.num_threads > 1 else ''}"
     title = f"Answered tokens per second, {found.plan.dtype}, {threads}, {found.plan.repeats} repeats: median (ends)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("at once", "arm", "tokens/s", "ours is faster by"):
+    for column in ("at once", "arm", "tokens/s", "of the matrix rate", "ours is faster by"):
         table.add_column(column, justify="left" if column == "arm" else "right")
     for (arm, streams), times in found.seconds.items():
         rates = [num / time for num, time in zip(found.answered[streams], times, strict=True)]
         against = None if arm == PENSTOCK else ratio(found, arm, streams)
-        table.add_row(str(streams), arm, spread(rates).text(".1f"), "" if against is None else against.text())
+        share = f"{answers_share(found, arm, streams):.0%}"
+        table.add_row(str(streams), arm, spread(rates).text(".1f"), share, "" if against is None else against.text())
     OUT.print(table)
     if found.equal_int8:
         OUT.print(f"{INT8}: {spread(found.equal_int8).text('.1%')} of the tokens are those of float32.")

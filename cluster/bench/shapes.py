@@ -99,7 +99,7 @@ def matrix_shapes(config: ModelConfig, num_lines: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class StepWork:
+class StepArithmetic:
     """What one decoder has to compute and to read. Dense models only.
 
     `matrix_weights` are those of all projections and of the head, each used once for each token; embeddings are looked
@@ -115,7 +115,7 @@ class StepWork:
     itemsize: int
 
     @staticmethod
-    def of(config: ModelConfig, dtype: str) -> "StepWork":
+    def of(config: ModelConfig, dtype: str) -> "StepArithmetic":
         """The work of a model in a type. Raises ConfigError for a mixture of experts."""
         if config.moe is not None:
             raise ConfigError(["this measurement knows dense models only"])
@@ -123,7 +123,7 @@ class StepWork:
         out, mlp = heads * size * hidden, 3 * hidden * config.intermediate_size
         layer = hidden * (heads + 2 * config.num_kv_heads) * size + out + mlp
         head = hidden * config.vocab_size
-        return StepWork(
+        return StepArithmetic(
             matrix_weights=layer * config.num_layers + head,
             head_weights=head,
             last_layer_rest=out + mlp,
@@ -154,6 +154,10 @@ class StepWork:
         skipped = num_tokens - 1
         attention = 2.0 * self.attention_size * (num_tokens**2 - num_tokens)
         return self.prefill_flop(num_tokens) - 2.0 * self.last_layer_rest * skipped - attention
+
+    def answer_flop(self, num_prompt: int, num_answered: int) -> float:
+        """A prompt and its answer, each token once, whatever it is batched with; attention of the answer left out."""
+        return self.executed_flop(num_prompt) + 2.0 * self.matrix_weights * (num_answered - 1)
 
     def decode_bytes(self, num_rows: int, context: int) -> int:
         """Least traffic of a decode step: all weights once, the KV of each row once."""

@@ -12,7 +12,7 @@ from cluster.bench.engine_report import decode_share, figures, gemm_bar, memory_
 from cluster.bench.kv_waste import Occupancy, kv_waste
 from cluster.bench.node_loop import Ask, NodeLoop
 from cluster.bench.processes import held_by, slope
-from cluster.bench.shapes import SHAPES, StepWork, matrix_shapes, write_config
+from cluster.bench.shapes import SHAPES, StepArithmetic, matrix_shapes, write_config
 from cluster.bench.spread import paired, spread
 from core.ids import AttemptId
 from core.request import SamplingParams
@@ -46,13 +46,13 @@ def test_every_named_shape_is_a_model_that_we_read(name: str, tmp_path: Path) ->
 
 
 def test_the_default_shape_does_not_fit_in_a_cache_and_fits_in_a_laptop(tmp_path: Path) -> None:
-    work = StepWork.of(config_of("llama-90m", tmp_path), "float32")
+    work = StepArithmetic.of(config_of("llama-90m", tmp_path), "float32")
     assert 300e6 < work.weight_bytes < 500e6
 
 
 def test_the_work_of_a_step_is_that_of_the_formulas(tmp_path: Path) -> None:
     """llama-8b: the numbers of the published formulas; 6.98 G weights in its layers, 131,072 bytes of KV a token."""
-    work = StepWork.of(config_of("llama-8b", tmp_path), "bfloat16")
+    work = StepArithmetic.of(config_of("llama-8b", tmp_path), "bfloat16")
     assert work.matrix_weights - work.head_weights == pytest.approx(6.98e9, rel=0.001)
     assert work.kv_bytes(1) == 131072
     assert work.weight_bytes == pytest.approx(15.0e9, rel=0.005)
@@ -64,7 +64,7 @@ def test_the_work_of_a_step_is_that_of_the_formulas(tmp_path: Path) -> None:
 
 def test_what_the_last_layer_leaves_out_is_not_counted_as_done(tmp_path: Path) -> None:
     config = config_of("llama-tiny", tmp_path)
-    work = StepWork.of(config, "float32")
+    work = StepArithmetic.of(config, "float32")
     assert work.executed_flop(1) == work.prefill_flop(1)
     layer = sum(2.0 * n * k for _, n, k in matrix_shapes(config, 1))
     kv = 2.0 * config.hidden_size * 2 * config.num_kv_heads * config.head_dim
@@ -76,13 +76,14 @@ def test_what_the_last_layer_leaves_out_is_not_counted_as_done(tmp_path: Path) -
 
 
 def findings(tmp_path: Path) -> Findings:
-    found = Findings(PLAN, StepWork.of(config_of("llama-tiny", tmp_path), "float32"), kv_waste=0.01)
+    found = Findings(PLAN, StepArithmetic.of(config_of("llama-tiny", tmp_path), "float32"), kv_waste=0.01)
     found.seconds = {
         (PENSTOCK, 1): [1.0, 1.0],
         (PENSTOCK, 16): [2.0, 4.0],
         (BATCHING, 16): [8.0, 12.0],
         (PLAIN, 1): [3.0, 5.0],
     }
+    found.load_flop = {16: [1e9, 2e9]}
     found.steps = {"prefill 64": [0.1, 0.1], "prefill 128": [0.2, 0.2], "decode 1": [0.5, 0.5], "decode 16": [1.0, 1.0]}
     found.bars = {"read sum": [4e6, 4e6], "read max": [8e6, 8e6], "copy": [9e9, 9e9]}
     found.bars |= {"gemm 256x256x256": [1e9, 1e9], "gemm 64x256x128": [4e9, 4e9], "gemm 64x128x256": [2e9, 2e9]}
@@ -93,6 +94,9 @@ def test_the_figures_have_the_promised_names_and_absent_arms_have_none(tmp_path:
     named = figures(findings(tmp_path))
     assert named["engine.cpu.vs_transformers_cb_16"] == 3.5
     assert named["engine.cpu.vs_transformers_generate_1"] == 4.0
+    assert named["engine.cpu.answers_16_of_gemm"] == pytest.approx(0.5e9 / (2 / (1 / 4e9 + 1 / 2e9)))
+    theirs = (1e9 / 8 + 2e9 / 12) / 2 / (2 / (1 / 4e9 + 1 / 2e9))
+    assert named["engine.cpu.bound_vs_transformers_cb_16"] == pytest.approx(1 / theirs)
     assert named["engine.kv_waste"] == 0.01
     assert "engine.cpu.vs_vllm_cpu_16" not in named
     found = findings(tmp_path)
