@@ -13,6 +13,9 @@ from tests.service.running import Running, running
 
 pytestmark = pytest.mark.slow
 
+LONG = 800
+"""Tokens of an answer that is still being written, on any machine, when a kill has come to its node."""
+
 
 def question(tenant: str, max_tokens: int = 160) -> pb.GenerateRequest:
     """A long, sampled answer to a prompt of some 450 tokens. Another tenant shares no cached KV."""
@@ -36,11 +39,11 @@ def once(number: int, act: Callable[[], object]) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("slot", ["decode-0", "prefill-0"])
 def test_a_stream_survives_the_kill_of_a_node_and_a_new_incarnation_joins(pair: Running, slot: str) -> None:
-    calm = pair.ask(question(f"calm-{slot}"))
+    calm = pair.ask(question(f"calm-{slot}", LONG))
     before = pair.nodes()
-    hit = pair.ask(question(f"hit-{slot}"), once(40, lambda: pair.kill(slot)))
+    hit = pair.ask(question(f"hit-{slot}", LONG), once(20, lambda: pair.kill(slot)))
     assert hit.token_ids == calm.token_ids
-    assert len(hit.token_ids) == 160 == hit.last.usage.completion_tokens
+    assert len(hit.token_ids) == LONG == hit.last.usage.completion_tokens
     assert hit.last.timing.num_attempts == (2 if slot == "decode-0" else 1)
     pair.until_idle(2)
     after = pair.nodes()
@@ -51,7 +54,7 @@ def test_a_stream_survives_the_kill_of_a_node_and_a_new_incarnation_joins(pair: 
             == {"prefill-0": "prefill", "decode-0": "decode"}
         )
     )
-    again = pair.ask(question(f"again-{slot}"))
+    again = pair.ask(question(f"again-{slot}", LONG))
     assert again.token_ids == calm.token_ids
 
 

@@ -187,6 +187,15 @@ def owner() -> Iterator[OwnerProcess]:
     process.close()
 
 
+@pytest.fixture(scope="package", autouse=True)
+def quick_collector() -> Iterator[None]:
+    """What torch and others hold is not looked at again for each test: a collection takes milliseconds, not seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if "owner" in request.fixturenames:
