@@ -160,6 +160,18 @@ class RayLauncher:
         if self._settings.address is not None:
             ray.init(self._settings.address, namespace=NAMESPACE, logging_level=logging.ERROR)
             return
+        try:
+            self._init_own()
+        except RuntimeError as error:
+            if "Timed out" not in str(error):
+                raise
+            LOG.warning("Ray did not come up in its own time, on a busy machine perhaps; once more: %s", error)
+            ray.shutdown()
+            self._init_own()
+
+    def _init_own(self) -> None:
+        import ray
+
         needed = self._settings.cpus_per_node * len(self._bundles)
         ray.init(
             "local",
