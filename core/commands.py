@@ -18,9 +18,14 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
-    """Run a step; answered by `StepDone` or `StepFailed`, in the order asked."""
+    """Run a step; answered by `StepDone` or `StepFailed`, in the order asked.
+
+    It may be run up to `max_runs` times before it is answered, each time with the tokens of the time before, while no
+    answer is complete and the node hears of nothing else. Above 1 only where a node was told that it may be.
+    """
 
     plan: StepPlan
+    max_runs: int = 1
 
 
 @dataclass(frozen=True, slots=True)

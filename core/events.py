@@ -6,6 +6,7 @@ Every event that crosses processes travels by `cluster.codec`, which is derived 
 from dataclasses import dataclass
 from enum import StrEnum
 
+from core.decisions import CapacityTarget, Decided, OverrideLifted
 from core.errors import ErrorInfo
 from core.goodput import Outcome
 from core.ids import AttemptId, GatewayId, NodeId, RequestId
@@ -14,6 +15,7 @@ from core.mix import Mix, NodeSpec
 from core.request import Request
 from core.stats import NodeStats, Timing
 from core.step import StepResult, TokenLogprobs
+from core.whatif import WhatIfAnswered, WhatIfAsked
 
 
 class FinishReason(StrEnum):
@@ -64,10 +66,15 @@ class RequestResumed:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """The gateway ended the request, with this outcome; whatever still runs for it may go."""
+    """The gateway ended the request, with this outcome; whatever still runs for it may go.
+
+    `num_tokens` were delivered; `timing` is that of the last attempt, as far as it told it.
+    """
 
     request: RequestId
     outcome: Outcome
+    num_tokens: int = 0
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +152,8 @@ class Submitted:
     """Prefill this attempt, then hand it to `decode_node` (may be the same node: nothing moves).
 
     `log` (packed) are tokens that earlier attempts delivered; they are computed after the prompt.
-    `admit_s` is how long the request waited before this message was sent.
+    `admit_s` is how long the request waited before this message was sent, `due_s` how long from now its first token is
+    due: below 0 it is late already.
     """
 
     attempt: AttemptId
@@ -155,6 +163,7 @@ class Submitted:
     decode_node: NodeId
     admit_s: float
     num_preemptions: int = 0
+    due_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +382,8 @@ SchedulerEvent = (
     | NodeJoined
     | NodeLost
     | Overridden
+    | OverrideLifted
+    | WhatIfAnswered
     | DrainAsked
     | Stayed
     | Tick
@@ -383,5 +394,5 @@ DecodeEvent = HandoffEvent | MigrateAsked
 SharedEvent = Dropped | StepDone | StepFailed | PeerLost | MixChanged | Tick
 NodeEvent = PrefillEvent | DecodeEvent | SharedEvent
 GatewayEvent = TokensEmitted | AttemptLost | RequestEnded | Tick
-OperatorEvent = Drained
-Event = SchedulerEvent | NodeEvent | GatewayEvent | OperatorEvent
+OperatorEvent = Drained | Decided | CapacityTarget
+Event = SchedulerEvent | NodeEvent | GatewayEvent | OperatorEvent | WhatIfAsked

@@ -15,10 +15,11 @@ GatewayId = NewType("GatewayId", str)
 LayoutId = NewType("LayoutId", str)
 
 Address = str
-"""Where a `Tell` goes: a node id, a gateway id, `SCHEDULER` or `OPERATOR`."""
+"""Where a `Tell` goes: a node id, a gateway id, `SCHEDULER`, `OPERATOR` or `PLANNER`."""
 
 SCHEDULER: Address = "scheduler"
 OPERATOR: Address = "operator"
+PLANNER: Address = "planner"
 
 
 def attempt_id(request: RequestId, number: int) -> AttemptId:

@@ -258,7 +258,7 @@ DECODE = Table(
         (_D.GONE, events.LeaseReleased, "decoding gone", "a row was not taken: it is back, `Stayed`"),
         (_D.GONE, events.PeerLost, "decoding gone", "nobody had claimed a row: it is back, `Stayed`"),
         (_D.GONE, events.MigrateAsked, "gone", "`Stayed`"),
-        (_D.WAITING, Inner.ROOM, "claiming", "reserve, `Claimed`"),
+        (_D.WAITING, Inner.ROOM, "claiming", "reserve, `Claimed`; not while another attempt fetches most of it"),
         (_D.WAITING, events.Sealed, "waiting", "remember the longer handle"),
         (_D.WAITING, events.MigrateAsked, "waiting", "`Stayed`: only what decodes can move"),
         (_D.WAITING, events.Dropped, "gone", "`LeaseReleased`; report dropped"),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from core.costs import NodeCosts
 from core.ids import LayoutId
 from core.kv import KVLayout
 
@@ -43,10 +44,14 @@ def mix_of(role: str, prefill_tokens_per_step: int, max_decode_rows: int, epoch:
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """What a node is, told once when it joins: its geometry, its limits, and the mix it was started with."""
+    """What a node is, told once when it joins: its geometry, its limits, and the mix it was started with.
+
+    `costs` are what it was told or measured of its own steps, None where nothing is known.
+    """
 
     layout: LayoutId
     kv: KVLayout
     num_blocks: int
     max_model_len: int
     mix: Mix
+    costs: NodeCosts | None = None

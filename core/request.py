@@ -59,6 +59,7 @@ class Request:
 
     `token_ids` is payload: packed little-endian u32, `prompt.num_tokens` of them.
     `deadline_s` is the time left when the request was handed on, a duration because clocks differ between hosts.
+    Higher `priority` goes first; below 0 is the offline class, which takes only what the others leave idle.
     """
 
     id: RequestId
@@ -69,6 +70,11 @@ class Request:
     priority: int = 0
     tenant: str = ""
     deadline_s: float = 600.0
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether it may wait and be paused for as long as others need the nodes."""
+        return self.priority < 0
 
 
 def pack_tokens(token_ids: Iterable[int]) -> bytes:

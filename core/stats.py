@@ -1,6 +1,8 @@
 """What is measured: a node's own report, and the ledger of one request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from core.costs import StepWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,9 @@ class NodeStats:
     `num_prompt_tokens` are those of all attempts whose prefill began here, with what earlier attempts had answered;
     `num_cached_tokens` of them were found instead of computed. Rows gave way by being computed again later
     (`num_preempted`) or through host memory (`num_saved`; so far `num_restored` are back). Of `num_drafted` guessed
-    tokens the model confirmed `num_accepted`. `num_migrated` rows run on elsewhere.
+    tokens the model confirmed `num_accepted`. `num_migrated` rows run on elsewhere. `work` is all that steps consisted
+    of so far, `busy_s` how long they took together. Of the queued tokens `queued_offline_tokens` are of the offline
+    class.
     """
 
     queued_tokens: int
@@ -46,6 +50,9 @@ class NodeStats:
     num_drafted: int = 0
     num_accepted: int = 0
     num_migrated: int = 0
+    work: StepWork = field(default_factory=StepWork)
+    busy_s: float = 0.0
+    queued_offline_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ class StepResult:
     A row whose drafts were confirmed stands in `attempts` once for each token, in order. `logprobs` is empty, or
     aligned with `attempts` and None where not asked. `num_drafts` is empty, or aligned with the plan's `attempts`:
     guesses that were tried. Rows in `failed` (logits that are not finite) sampled nothing and are forgotten; the others
-    are sound.
+    are sound. A plan that was run `num_runs` times has won every row so many tokens; `duration_s` is of all runs.
     """
 
     step: int
@@ -107,3 +107,4 @@ class StepResult:
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     num_drafts: tuple[int, ...] = ()
     failed: tuple[AttemptId, ...] = ()
+    num_runs: int = 1

@@ -71,7 +71,8 @@ class DecodeRow:
 class DecodeRows:
     """The decode part of a step plan, in columns; every row has one token, and `max_drafts` behind it.
 
-    `seal` are the blocks of rows that leave.
+    `seal` are the blocks of rows that leave. `num_context` tokens are attended to, over all rows, before their own.
+    `max_runs`: so often it may be run before a row needs a block, a turn or a decision.
     """
 
     attempts: list[AttemptId] = field(default_factory=list)
@@ -81,6 +82,8 @@ class DecodeRows:
     saved: list[AttemptId] = field(default_factory=list)
     restored: list[RowGrowth] = field(default_factory=list)
     seal: list[int] = field(default_factory=list)
+    num_context: int = 0
+    max_runs: int = 1
 
     @property
     def is_empty(self) -> bool:
@@ -118,6 +121,7 @@ def add_row(rows: DecodeRows, row: DecodeRow, num_drafts: int, step: int, pool: 
     elif grown:
         rows.grown.append(RowGrowth(row.id, grown, pool.generations(grown)))
     row.num_told = len(row.table)
+    rows.num_context += row.num_context
     row.num_context += 1
     row.num_in_flight += 1
     row.num_drafts = num_drafts

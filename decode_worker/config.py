@@ -34,7 +34,8 @@ class DecodeConfig:
     """`max_early` bounds the attempts whose `Sealed` came before their `Offered`.
 
     `max_draft_tokens`: how many tokens a row may guess in one step; 0: none. `overlaps`: the next step is planned while
-    one runs. `max_saved_blocks` bounds the blocks kept in host memory; without `costs` nothing is saved.
+    one runs. `max_saved_blocks` bounds the blocks kept in host memory; without `costs` nothing is saved. `max_runs`:
+    how often one plan may be run before its result is told.
     """
 
     node: NodeId
@@ -46,4 +47,5 @@ class DecodeConfig:
     max_draft_tokens: int = 0
     overlaps: bool = False
     max_saved_blocks: int = 0
+    max_runs: int = 1
     costs: PreemptionCosts | None = None

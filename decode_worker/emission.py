@@ -32,15 +32,16 @@ class Emission:
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
 
     def add(
-        self, attempt: AttemptId, index: int, taken: Taken, finish: FinishReason | None, timing: Timing | None
+        self, attempt: AttemptId, index: int, taken: list[Taken], finish: FinishReason | None, timing: Timing | None
     ) -> None:
-        """One more token; those of one attempt come in order."""
-        self.attempts.append(attempt)
-        self.indices.append(index)
-        self.token_ids.append(taken[0])
-        self.logprobs.append(taken[1])
-        self.finishes.append(finish)
-        self.timings.append(timing)
+        """More tokens of one attempt, in order from place `index` on; `finish` and `timing` are the last one's."""
+        before = [None] * (len(taken) - 1)
+        self.attempts += [attempt] * len(taken)
+        self.indices += range(index, index + len(taken))
+        self.token_ids += [token_id for token_id, _ in taken]
+        self.logprobs += [scores for _, scores in taken]
+        self.finishes += [*before, finish]
+        self.timings += [*before, timing]
 
     def event(self) -> TokensEmitted:
         """The message."""

@@ -18,7 +18,7 @@ from core.ids import SCHEDULER, AttemptId, NodeId
 from core.kv import num_blocks
 from core.lifecycle import DecodeState
 from decode_worker.config import DecodeConfig
-from decode_worker.reservations import Incoming, add_part, commit, fetch_parts, incoming_of, reserve
+from decode_worker.reservations import Incoming, add_part, commit, fetch_parts, incoming_of, leader_for, reserve
 from engine.blocks import BlockPool
 
 
@@ -108,17 +108,31 @@ class Intake:
         return commands + self._renew(now)
 
     def admit(self, now: float) -> list[Command]:
-        """Reserve for those that wait, oldest first, and claim: after each event, as blocks may have become free."""
+        """Reserve for those that wait, oldest first, and claim: after each event, as blocks may have become free.
+
+        What waits for blocks that are under way for another attempt holds none meanwhile, and is no reason to wait.
+        """
         commands: list[Command] = []
+        if not self._incoming:
+            return commands
         for incoming in [i for i in self._incoming.values() if i.state is DecodeState.WAITING]:
             if self._pool.num_available <= incoming.num_lacking:
                 break
+            if self._follows(incoming):
+                continue
             if not reserve(incoming, self._pool, self._config.block_size):
                 incoming.num_lacking = self._pool.num_available
                 break
             incoming.state, incoming.claimed_at = DecodeState.CLAIMING, now
             commands.append(Tell(incoming.owner, Claimed(incoming.id, self._config.node)))
         return commands
+
+    def _follows(self, incoming: Incoming) -> bool:
+        """Whether another attempt fetches what it wants; once that is here or has failed, it is asked anew."""
+        leader = self._incoming.get(incoming.follows) if incoming.follows else None
+        if leader is None or leader.end is not None:
+            incoming.follows = leader_for(incoming, self._incoming.values(), self._pool)
+        return incoming.follows is not None
 
     # ── one by one ───────────────────────────────────────────────────────────────────────────────────────────────────
 

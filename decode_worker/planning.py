@@ -51,19 +51,41 @@ class Planner:
         self.num_saved = 0
         self.num_restored = 0
 
-    def next_rows(self, max_rows: int, step: int, now: float) -> tuple[DecodeRows, list[Command]]:
-        """Take up to `max_rows` rows into step number `step`, one token each and drafts behind it; may preempt."""
+    def next_rows(
+        self, max_rows: int, step: int, now: float, *, with_offline: bool = True
+    ) -> tuple[DecodeRows, list[Command]]:
+        """Take up to `max_rows` rows into step number `step`, one token each and drafts behind it; may preempt.
+
+        Without `with_offline` rows of that class run only where no others do.
+        """
+        if not self._rows:
+            self.is_short = False
+            return DecodeRows(), []
         plan = _Next(step)
         self._restore(plan)
         self._count(plan)
-        ready = self._with_room(plan, self._wanting(plan, max_rows))
+        ready = self._with_room(plan, self._wanting(plan, max_rows, with_offline))
         for row, num_drafts in zip(ready, self._drafts(plan, ready), strict=True):
             add_row(plan.rows, row, num_drafts, step, self._pool)
             row.started_at = now if row.started_at is None else row.started_at
         only_restored = [row for row in plan.restored if row.last_turn != step]
         self._rows.open_step(step, StepRows(ready, plan.saved, only_restored, self._seal(plan)))
         self.is_short = plan.is_short or self._is_awaited()
+        if self._config.max_runs > 1:
+            plan.rows.max_runs = self._max_runs(plan.rows, ready)
         return plan.rows, plan.commands
+
+    def _max_runs(self, rows: DecodeRows, ready: list[DecodeRow]) -> int:
+        """How often all rows may go on by one token: while each has room in its blocks, and none is on its way out."""
+        is_settled = not (self.is_short or rows.saved or rows.restored or rows.seal) and len(ready) == len(self._rows)
+        if not is_settled or not ready:
+            return 1
+        size = self._config.block_size
+        more = min(
+            min(len(row.table) * size - row.num_context, row.request.sampling.max_tokens - row.num_output - 1)
+            for row in ready
+        )
+        return 1 + min(more, self._config.max_runs - 1)
 
     # ── who runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -84,16 +106,19 @@ class Planner:
             add_seal(plan.rows, row, plan.step, self._config.block_size)
         return due
 
-    def _wanting(self, plan: _Next, max_rows: int) -> list[DecodeRow]:
-        """Rows for the next step, oldest first; of too many those that have waited longest: none falls silent.
+    def _wanting(self, plan: _Next, max_rows: int, with_offline: bool) -> list[DecodeRow]:
+        """Rows for the next step, oldest first; of too many those that have waited longest: none falls silent, but for
+        those of the offline class, which run where the others leave room.
 
         A row that will guess waits for its last result: what follows cannot be guessed before.
         """
         wanting = [row for row in self._rows if row.wants_token]
         if self._config.max_draft_tokens:
             wanting = [row for row in wanting if not row.num_in_flight or not self._wish(plan, row)]
+        if not with_offline and self._rows.num_offline:
+            wanting = [row for row in wanting if not row.request.is_offline] or wanting
         if len(wanting) > max_rows:
-            wanting = sorted(wanting, key=lambda row: row.last_turn)[:max_rows]
+            wanting = sorted(wanting, key=lambda row: (row.request.is_offline, row.last_turn))[:max_rows]
         return wanting
 
     def _with_room(self, plan: _Next, wanting: list[DecodeRow]) -> list[DecodeRow]:

@@ -9,7 +9,8 @@ PROTECTED_AFTER = 2
 
 
 def next_victim(rows: Iterable[DecodeRow]) -> DecodeRow | None:
-    """The youngest running row of the lowest class; those that gave way too often come last. `rows` are oldest first.
+    """The youngest running row of the lowest class; those that gave way too often come last, but for the offline class,
+    which comes first in any case. `rows` are oldest first.
 
     A row that comes back keeps its age: it is not next while younger ones of its class run.
     """
@@ -20,5 +21,6 @@ def next_victim(rows: Iterable[DecodeRow]) -> DecodeRow | None:
     return victim
 
 
-def _rank(row: DecodeRow) -> tuple[bool, int]:
-    return row.num_preemptions + row.num_saves >= PROTECTED_AFTER, row.request.priority
+def _rank(row: DecodeRow) -> tuple[bool, bool, int]:
+    is_protected = row.num_preemptions + row.num_saves >= PROTECTED_AFTER
+    return not row.request.is_offline, is_protected, row.request.priority

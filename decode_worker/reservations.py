@@ -1,5 +1,6 @@
 """Incoming attempts: blocks promised to them, what of their KV is on the way, and what is here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from core.commands import FetchKV
@@ -16,7 +17,7 @@ class Incoming:
     """One attempt on its way in. `table` is ours; its first `num_shared` blocks were here already.
 
     `fetches` are the open ones, by number, with the table indices that each fills; `arrived` are proven indices.
-    `num_lacking`: so many available blocks were too few; no use to try with less.
+    `num_lacking`: so many available blocks were too few; no use to try with less. `follows`: it waits for this one.
     """
 
     offer: Offered
@@ -35,6 +36,7 @@ class Incoming:
     digests: dict[int, bytes] = field(default_factory=dict)
     arrived: set[int] = field(default_factory=set)
     num_lacking: int = -1
+    follows: AttemptId | None = None
     end: AttemptEnd | None = None
 
     @property
@@ -78,6 +80,22 @@ def reserve(incoming: Incoming, pool: BlockPool, block_size: int) -> bool:
         return False
     incoming.table, incoming.num_shared = shared + new, len(shared)
     return True
+
+
+def leader_for(incoming: Incoming, others: Iterable[Incoming], pool: BlockPool) -> AttemptId | None:
+    """Another attempt whose fetch is to bring what this one lacks, as among choices of one prompt.
+
+    Only one whose prompt is done, so that nothing but its fetch is waited for, and at least half of it is wanted.
+    """
+    keys = incoming.offer.request.prompt.block_keys
+    num_here = pool.num_known(keys)
+    wanted = set(keys[num_here:])
+    for other in others if wanted else ():
+        if other.state in (DecodeState.CLAIMING, DecodeState.FETCHING) and other.done is not None:
+            num_common = len(wanted.intersection(other.offer.request.prompt.block_keys[other.num_shared :]))
+            if num_common and 2 * num_common >= len(other.table) - other.num_shared:
+                return other.id
+    return None
 
 
 def fetch_parts(incoming: Incoming, pool: BlockPool) -> list[FetchKV]:

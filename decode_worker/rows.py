@@ -25,7 +25,8 @@ class StepRows:
 class Rows:
     """Keeps rows from their coming to their end.
 
-    Owns: the rows, oldest first, their block tables, and which step holds which of them.
+    Owns: the rows, oldest first, their block tables, and which step holds which of them. `num_offline` of the rows are
+    of the offline class.
     Invariant: a row's blocks go back only when no step that could touch them is in flight.
     """
 
@@ -36,6 +37,7 @@ class Rows:
         self._in_step: dict[int, StepRows] = {}
         self._finished_step = -1
         self._left: list[AttemptId] = []
+        self.num_offline = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -67,11 +69,13 @@ class Rows:
         """A new row; it is the youngest."""
         assert row.id not in self._rows, f"{row.id} is here already"
         self._rows[row.id] = row
+        self.num_offline += row.request.is_offline
 
     def take_out(self, row: DecodeRow) -> None:
         """It is in no step, and its blocks are another's from now on; the executor keeps it."""
         assert not self.is_in_flight(row) and row.end is None, f"{row.id} is taken out of a step"
         del self._rows[row.id]
+        self.num_offline -= row.request.is_offline
 
     def take_left(self) -> tuple[AttemptId, ...]:
         """Rows that the executor may forget, once."""
@@ -115,11 +119,13 @@ class Rows:
             return []
         self._pool.free(row.table)
         del self._rows[row.id]
+        self.num_offline -= row.request.is_offline
         self._left.append(row.id)
         return [Tell(SCHEDULER, AttemptFinished(row.id, self._node, row.end))]
 
     def check(self) -> None:
         """Asserts that rows hold what their states say."""
+        assert self.num_offline == sum(row.request.is_offline for row in self._rows.values()), "the offline class"
         for row in self._rows.values():
             is_out = row.state is DecodeState.SAVED and not self.is_in_flight(row)
             assert not (is_out and row.table), f"{row.id} is saved and holds {len(row.table)} blocks"

@@ -4,7 +4,7 @@ from array import array
 from dataclasses import dataclass, replace
 
 from core.commands import Command, Emit, Tell
-from core.events import AttemptEnd, DecodeEvent, FinishReason, MigrateAsked, PrefillDone, Stayed
+from core.events import AttemptEnd, DecodeEvent, MigrateAsked, PrefillDone, Stayed
 from core.finish import finish_reason
 from core.ids import SCHEDULER, AttemptId, GatewayId, NodeId
 from core.lifecycle import DecodeState
@@ -86,6 +86,16 @@ class DecodeWorker:
     def num_rows(self) -> int:
         """Rows that are running or waiting for their turn, or for blocks."""
         return sum(row.end is None for row in self._rows)
+
+    @property
+    def num_offline(self) -> int:
+        """Rows of the offline class."""
+        return self._rows.num_offline
+
+    def is_pressed(self, step_s: float) -> bool:
+        """Whether steps of this length are too long for a row that is not of the offline class."""
+        targets = (row.request.slo.tpot_s for row in self._rows if row.request.slo and not row.request.is_offline)
+        return any(target < step_s for target in targets)
 
     @property
     def num_saved_blocks(self) -> int:
@@ -209,9 +219,11 @@ class DecodeWorker:
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def next_rows(self, max_rows: int, step: int, now: float) -> tuple[DecodeRows, list[Command]]:
+    def next_rows(
+        self, max_rows: int, step: int, now: float, *, with_offline: bool = True
+    ) -> tuple[DecodeRows, list[Command]]:
         """The decode part of step number `step`, and reports of rows that had to give way."""
-        return self.planner.next_rows(max_rows, step, now)
+        return self.planner.next_rows(max_rows, step, now, with_offline=with_offline)
 
     def take_left(self) -> tuple[AttemptId, ...]:
         """Rows that the executor may forget, once."""
@@ -261,19 +273,17 @@ class DecodeWorker:
     def _take(self, row: DecodeRow, tokens: list[Taken], emission: Emission, now: float) -> bool:
         """Whether its answer is complete; what the executor has won beyond that is nobody's."""
         row.num_context += len(tokens) - 1
-        for taken in tokens:
-            index = row.num_output
-            row.answer.append(taken[0])
-            finish = finish_reason(taken[0], row.num_output, row.request.sampling, self._config.eos_token_ids)
-            emission.add(row.id, index, taken, finish, self._timing(row, finish, now))
-            if finish:
-                return True
-        return False
-
-    def _timing(self, row: DecodeRow, finish: FinishReason | None, now: float) -> Timing | None:
-        if finish is None:
-            return None
-        return timing_so_far(row, now)
+        answer, sampling, eos = row.answer, row.request.sampling, self._config.eos_token_ids
+        index, finish = len(answer), None
+        for number, (token_id, _) in enumerate(tokens, 1):
+            answer.append(token_id)
+            finish = finish_reason(token_id, index + number, sampling, eos)
+            if finish is not None:
+                tokens = tokens[:number]
+                break
+        if tokens:
+            emission.add(row.id, index, tokens, finish, None if finish is None else timing_so_far(row, now))
+        return finish is not None
 
     # ── leaving ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

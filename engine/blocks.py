@@ -2,11 +2,13 @@
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 from core.lifecycle import BlockState
 from core.stats import BlockCounts
 
 _SHAREABLE = frozenset({BlockState.CACHED, BlockState.SEALED, BlockState.IN_USE})
+_COUNTED = tuple(BlockState(field.name) for field in fields(BlockCounts)[1:])
 _HELD_EMPTY = frozenset({BlockState.FREE, BlockState.CACHED})
 
 
@@ -52,7 +54,7 @@ class BlockPool:
 
     def generations(self, blocks: Iterable[int]) -> tuple[int, ...]:
         """The present generation of each block."""
-        return tuple(self._generation[block] for block in blocks)
+        return tuple(map(self._generation.__getitem__, blocks))
 
     def digests(self, blocks: Iterable[int]) -> tuple[bytes, ...]:
         """The digest of each block, as it was sealed."""
@@ -64,8 +66,7 @@ class BlockPool:
 
     def counts(self) -> BlockCounts:
         """All blocks by state."""
-        counts = {state.value: number for state, number in self._count.items()}
-        return BlockCounts(capacity=self.num_blocks, **counts)
+        return BlockCounts(self.num_blocks, *[self._count[state] for state in _COUNTED])
 
     # ── getting and giving back ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -73,7 +74,12 @@ class BlockPool:
         """`number` blocks of a new generation, in FILLING, RESERVED or IN_USE; None, and nothing changed, when full."""
         if number > self.num_available:
             return None
-        return tuple(self._take(state) for _ in range(number))
+        taken = self._taken(number)
+        self._move_all(taken, state)
+        for block in taken:
+            self._refs[block] = 1
+            self._generation[block] += 1
+        return tuple(taken)
 
     def share(self, keys: Sequence[bytes]) -> tuple[int, ...]:
         """The longest run of blocks with these content keys from the first on; each gets one more reference."""
@@ -111,11 +117,18 @@ class BlockPool:
         Legal only when no step and no fetch of this owner can touch them any more. `blocks` are in table order: the end
         of a prefix is evicted before its beginning, without which the rest could not be found.
         """
+        refs, known = self._refs, self._key
+        cached: list[int] = []
+        free: list[int] = []
         for block in reversed(tuple(blocks)):
-            assert self._refs[block] > 0, f"block {block} is freed without an owner"
-            self._refs[block] -= 1
-            if self._refs[block] == 0:
-                self._retire(block)
+            assert refs[block] > 0, f"block {block} is freed without an owner"
+            refs[block] -= 1
+            if refs[block] == 0:
+                (cached if block in known else free).append(block)
+        self._move_all(cached, BlockState.CACHED)
+        self._cached.update(dict.fromkeys(cached))
+        self._move_all(free, BlockState.FREE)
+        self._free += free
 
     # ── what becomes of a block while it is held ─────────────────────────────────────────────────────────────────────
 
@@ -133,9 +146,10 @@ class BlockPool:
 
     def receive(self, blocks: Iterable[int]) -> None:
         """A fetch may write these from now on."""
-        for block in blocks:
+        received = tuple(blocks)
+        for block in received:
             assert self._state[block] is BlockState.RESERVED, f"block {block} receives in {self._state[block]}"
-            self._move(block, BlockState.RECEIVING)
+        self._move_all(received, BlockState.RECEIVING)
 
     def commit(self, block: int, digest: bytes, key: bytes | None) -> None:
         """The fetched bytes are proven: the block may be read."""
@@ -187,24 +201,16 @@ class BlockPool:
         """All references together; its owners' tables must add up to this."""
         return sum(self._refs)
 
-    def _take(self, state: BlockState) -> int:
-        if self._free:
-            block = self._free.pop()
-        else:
+    def _taken(self, number: int) -> list[int]:
+        """So many blocks: the last freed first, then the cached ones that were not used for longest."""
+        rest = max(0, len(self._free) - number)
+        taken = self._free[rest:][::-1]
+        del self._free[rest:]
+        while len(taken) < number:
             block, _ = self._cached.popitem(last=False)
             self._forget(block)
-        self._move(block, state)
-        self._refs[block] = 1
-        self._generation[block] += 1
-        return block
-
-    def _retire(self, block: int) -> None:
-        if block in self._key:
-            self._move(block, BlockState.CACHED)
-            self._cached[block] = None
-        else:
-            self._move(block, BlockState.FREE)
-            self._free.append(block)
+            taken.append(block)
+        return taken
 
     def _publish(self, block: int, digest: bytes, key: bytes | None) -> None:
         self._digest[block] = digest
@@ -225,6 +231,13 @@ class BlockPool:
         key = self._key.pop(block, None)
         if key is not None:
             del self._by_key[key]
+
+    def _move_all(self, blocks: Sequence[int], state: BlockState) -> None:
+        states, count = self._state, self._count
+        for block in blocks:
+            count[states[block]] -= 1
+            states[block] = state
+        count[state] += len(blocks)
 
     def _move(self, block: int, state: BlockState) -> None:
         self._count[self._state[block]] -= 1

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 
@@ -260,7 +261,7 @@ def _times(value: object) -> tuple[float, ...]:
     if (
         not isinstance(value, list)
         or not value
-        or not all(isinstance(each, int | float) and each > 0 for each in value)
+        or not all(isinstance(each, int | float) and 0 < each < inf for each in value)
     ):
         raise ValueError(f"{value!r} are not times")
     return tuple(map(float, value))

@@ -6,7 +6,8 @@ hold. (A writer stores the new generation before its first byte. On processors t
 would not do; the fences of the native copy do, and in any case the digest.)
 
 Two copies with one meaning: compiled code for a batch of blocks at a time (`native/blocks.c`), and numpy block by block
-where there is no compiler. Blocks of 4 KiB, in Python, cost ten times what their bytes do.
+where there is no compiler. Blocks of 4 KiB, in Python, cost ten times what their bytes do. Into pools that no cache
+would hold, the compiled copy stores past the caches and digests each byte as it stores it.
 """
 
 import struct

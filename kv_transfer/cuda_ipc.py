@@ -66,6 +66,7 @@ class CudaIpcTransport:
         self._streams: list[Stream] = []
         self._is_closing = False
         self._door = Door(token)
+        self.refusals = self._door.guests.refusals
         try:
             self._binding = Binding(node, layout, slab.shape, self.name, self._door.open())
             handle = slab.device.export(slab.at.pointer)

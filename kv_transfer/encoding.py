@@ -1,4 +1,4 @@
-"""KV in fewer bits while it travels, for links slower than memory. Never asked for silently: it changes the numbers.
+"""KV in fewer bits while it travels, for links slower than memory. No link uses it; docs/decisions/0012 says why.
 
 Every vector of a block (one head, layer, k or v, and token) has a scale of its own: the largest size in it, divided by
 the largest that a code can say. An encoded block is one range of bytes, so one digest covers scales and codes alike:

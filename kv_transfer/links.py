@@ -12,7 +12,9 @@ import msgpack
 from core.errors import ConfigError, LayoutMismatch, PeerLost, TransferError
 from core.ids import AttemptId, NodeId
 from core.kv import FetchTarget, KVHandle
+from core.transfer import PeerLink, TransferReport
 from kv_transfer.choose import AUTO, MEASURED, Choice, Place, Way, check_asked, choose, possible
+from kv_transfer.frames import Refusals
 from kv_transfer.transport import Binding, Transport
 
 LOG = logging.getLogger("penstock.kv")
@@ -64,6 +66,13 @@ class Measurable(Protocol):
         ...
 
 
+@runtime_checkable
+class Refusing(Protocol):
+    """A transport that counts what it turned away, by one word."""
+
+    refusals: Refusals
+
+
 @dataclass(slots=True)
 class _Route:
     """How one peer is read. `at` counts the ways that failed and were left behind."""
@@ -71,17 +80,25 @@ class _Route:
     offer: Offer
     choice: Choice
     at: int = 0
+    why_left: str = ""
     changing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def way(self) -> Way:
         return self.choice.order[self.at]
 
+    @property
+    def link(self) -> PeerLink:
+        why = f"{self.way.name} ({self.why_left})" if self.at else self.choice.message
+        return PeerLink(self.offer.node, self.way.name, why)
+
 
 class Links:
     """All transports of one node.
 
-    Owns: the transports, which peer is read by which, and how often a peer was refused or a pair fell back.
+    Owns: the transports, which peer is read by which, and the counts, which only rise: `binding_refused.malformed`,
+    `.transport` (nothing joins the pair) and `.layout`, `binding_failed` (nobody there, or no proof), `fallback`, and
+    `refused.<transport>.<reason>` of what a transport turned away: frames, strangers at its door, what was not lent.
     """
 
     def __init__(self, transports: Sequence[Transport], asked: str = AUTO, place: Place | None = None) -> None:
@@ -105,13 +122,17 @@ class Links:
         Raises: LayoutMismatch when its KV cannot be mapped onto ours or nothing joins us; PeerLost when it is not
         there.
         """
+        doubt = "malformed"
         try:
-            offer = Offer.unpack(packed)
-            ways = self._possible(offer)
+            offer, doubt = Offer.unpack(packed), "transport"
+            ways, doubt = self._possible(offer), "layout"
             choice = choose(self._asked, ways, self._measured(offer, ways))
             self._bind_by(choice.order[0], offer)
         except LayoutMismatch:
-            self._count("refused")
+            self._count(f"binding_refused.{doubt}")
+            raise
+        except PeerLost:
+            self._count("binding_failed")
             raise
         for name in self._transports.keys() - {choice.transport}:
             self._transports[name].unbind(offer.node)
@@ -184,19 +205,19 @@ class Links:
             except TransferError as also:
                 LOG.warning("kv from %s: %s failed, and %s as well: %s", node, failed, after, str(also))
                 return False
-            if not self._advance(route):
+            if not self._advance(route, f"instead of {failed}: {error}"):
                 self._transports[after].unbind(node)
                 return False
         self._transports[failed].unbind(node)
         LOG.warning("kv from %s: %s instead of %s from now on: %s", node, after, failed, str(error))
         return True
 
-    def _advance(self, route: _Route) -> bool:
+    def _advance(self, route: _Route, why: str) -> bool:
         """Unless the peer was unbound meanwhile."""
         with self._lock:
             if self._routes.get(route.offer.node) is not route:
                 return False
-            route.at += 1
+            route.at, route.why_left = route.at + 1, why
             self._counts["fallback"] += 1
             return True
 
@@ -205,9 +226,20 @@ class Links:
             self._counts[what] += 1
 
     def counts(self) -> dict[str, int]:
-        """How often a peer was `refused`, and a pair took the `fallback`."""
+        """What was refused, failed or went another way so far; names as the class says."""
         with self._lock:
-            return dict(self._counts)
+            counts = dict(self._counts)
+        for name, transport in self._transports.items():
+            if isinstance(transport, Refusing):
+                found = transport.refusals.counts().items()
+                counts.update({f"refused.{name}.{reason}": count for reason, count in found})
+        return counts
+
+    def report(self) -> TransferReport:
+        """How each bound peer is read, and the counts, for people."""
+        with self._lock:
+            links = [self._routes[peer].link for peer in sorted(self._routes)]
+        return TransferReport(tuple(links), tuple(sorted(self.counts().items())))
 
     def way_to(self, peer: NodeId) -> str | None:
         """The name of the transport by which a peer is read now; None where it is not bound."""

@@ -155,6 +155,7 @@ class NixlTransport:
         self._registered: object = self._agent.register(pool.address, pool.shape.total_bytes, memory, pool.device or 0)
         self._is_closed = False
         self._door = Door(token, self._agent.progress)
+        self.refusals = self._door.guests.refusals
         try:
             self._binding = Binding(node, layout, pool.shape, self.name, self._door.open(self._options.host))
             place = (self._agent.metadata(), pool.address, pool.device, pool.kind.value)

@@ -28,10 +28,11 @@ from kv_transfer.handshake import (
     is_same_user,
     proof,
 )
+from kv_transfer.knock import HANDSHAKE_S
 from kv_transfer.native.library import load
 from kv_transfer.peers import Peer, Peers
 from kv_transfer.relayout import fetch_blocks
-from kv_transfer.shm_server import HANDSHAKE_S, SlabServer
+from kv_transfer.shm_server import SlabServer
 from kv_transfer.slab import Slab, SlabView
 from kv_transfer.transport import Binding, check_lent, check_maps_onto
 
@@ -58,6 +59,7 @@ class ShmTransport:
         self._peers = Peers()
         load()  # compiled now where need be, and not within the first fetch
         self._server = SlabServer(slab.fd, token)
+        self.refusals = self._server.guests.refusals
         self._binding = Binding(node, layout, slab.shape, self.name, self._server.address)
         self._server.start(self._binding)
 

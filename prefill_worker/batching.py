@@ -1,10 +1,8 @@
-"""Which prompts the next step computes, and how far: chunked prefill, first come first served."""
+"""How far the next step computes its prompts, in chunks."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from core.ids import AttemptId
-from core.lifecycle import PrefillState
 from core.step import RowJoin
 from engine.blocks import BlockPool
 from prefill_worker.attempt import Prefill
@@ -12,21 +10,13 @@ from prefill_worker.attempt import Prefill
 
 @dataclass(slots=True)
 class PrefillRows:
-    """The prefill part of a step plan, in columns."""
+    """The prefill part of a step plan, in columns; `num_pairs` as `core.costs.StepWork` counts them."""
 
     attempts: list[AttemptId] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     joined: list[RowJoin] = field(default_factory=list)
     seal: list[int] = field(default_factory=list)
-
-
-def unplanned(prefills: Iterable[Prefill]) -> list[Prefill]:
-    """Attempts that compute and have tokens left to plan, oldest first."""
-    return [
-        prefill
-        for prefill in prefills
-        if prefill.state is PrefillState.PREFILLING and prefill.end is None and prefill.num_planned < prefill.num_tokens
-    ]
+    num_pairs: float = 0.0
 
 
 def plan_chunk(prefill: Prefill, num_tokens: int, block_size: int, is_kept: bool) -> tuple[int, ...]:

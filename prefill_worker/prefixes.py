@@ -39,8 +39,8 @@ def allocate(prefill: Prefill, pool: BlockPool, block_size: int) -> bool:
 def waits(prefill: Prefill, others: Iterable[Prefill], pool: BlockPool, block_size: int) -> bool:
     """Whether one of `others` computes the first block that a queued attempt lacks: what two want is computed once.
 
-    Only what runs is waited for, and what runs comes to an end and stands before the queue in every step; so a wait
-    ends, and nobody in the queue waits for anybody in it.
+    Only what runs is waited for, and what runs comes to an end, for it comes to the front of the line; so a wait ends,
+    and nobody who has not begun waits for anybody who has not.
     """
     if prefill.awaited is None or not _is_coming(prefill.awaited):
         prefill.awaited = _next_awaited(prefill, others, pool, block_size)

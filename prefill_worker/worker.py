@@ -26,10 +26,11 @@ from core.request import num_packed
 from core.step import StepResult
 from engine.blocks import BlockPool
 from prefill_worker.attempt import Prefill, prefill_of
-from prefill_worker.batching import PrefillRows, join_of, plan_chunk, unplanned
+from prefill_worker.batching import PrefillRows, join_of, plan_chunk
 from prefill_worker.config import PrefillConfig
 from prefill_worker.fruit import Fruit, add_scores, done_of, first_token, fruits_of
 from prefill_worker.leases import LeaseBook, next_handle
+from prefill_worker.line import Line
 from prefill_worker.migrants import Migrant, prefill_of_migrant
 from prefill_worker.prefixes import allocate, publish_tail, seal, waits
 
@@ -47,6 +48,7 @@ class PrefillWorker:
         self._config = config
         self._pool = pool
         self._attempts: dict[AttemptId, Prefill] = {}
+        self.line = Line()
         self._in_step: dict[int, list[tuple[Prefill, int, tuple[int, ...]]]] = {}
         self._finished_step = -1
         self._left: list[AttemptId] = []
@@ -187,18 +189,30 @@ class PrefillWorker:
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def next_rows(self, budget_tokens: int, step: int, now: float, *, may_begin: bool = True) -> PrefillRows:
-        """Take up to `budget_tokens` prompt tokens into step number `step`: oldest first, then start queued ones.
+    def next_rows(
+        self, budget_tokens: int, step: int, now: float, *, may_begin: bool = True, with_offline: bool = True
+    ) -> PrefillRows:
+        """Take up to `budget_tokens` prompt tokens into step number `step`, from the front of the line.
 
-        Without `may_begin` nothing queued takes blocks: rows of this node lack them.
+        Past those that wait for what is being computed; where one lacks blocks, none behind it begins, and nobody
+        without `may_begin`: rows of this node lack them.
         """
         rows = PrefillRows()
-        for prefill in unplanned(self._attempts.values()):
-            budget_tokens -= self._add_row(rows, prefill, budget_tokens, step)
+        if not len(self.line):
+            return rows
+        running = [p for p in self._attempts.values() if p.state is PrefillState.PREFILLING]
+        for prefill in self.line.in_order(now, with_offline=with_offline):
             if budget_tokens == 0:
-                return rows
-        if may_begin:
-            self._start_queued(rows, budget_tokens, step, now)
+                break
+            if prefill.state is PrefillState.QUEUED:
+                if not may_begin or waits(prefill, running, self._pool, self._config.block_size):
+                    continue
+                may_begin = allocate(prefill, self._pool, self._config.block_size)
+                if not may_begin:
+                    continue
+                self._begin(rows, prefill, now)
+                running.append(prefill)
+            budget_tokens -= self._add_row(rows, prefill, budget_tokens, step)
         return rows
 
     def take_left(self) -> tuple[AttemptId, ...]:
@@ -216,20 +230,6 @@ class PrefillWorker:
         returned, self._returned = tuple(self._returned), []
         return returned
 
-    def _start_queued(self, rows: PrefillRows, budget_tokens: int, step: int, now: float) -> None:
-        """In order; past those that wait for what is being computed, but not past one that lacks blocks."""
-        running = [p for p in self._attempts.values() if p.state is PrefillState.PREFILLING]
-        for prefill in [p for p in self._attempts.values() if p.state is PrefillState.QUEUED]:
-            if budget_tokens == 0:
-                return
-            if waits(prefill, running, self._pool, self._config.block_size):
-                continue
-            if not allocate(prefill, self._pool, self._config.block_size):
-                return
-            self._begin(rows, prefill, now)
-            running.append(prefill)
-            budget_tokens -= self._add_row(rows, prefill, budget_tokens, step)
-
     def _begin(self, rows: PrefillRows, prefill: Prefill, now: float) -> None:
         prefill.state, prefill.started_at = PrefillState.PREFILLING, now
         self.num_prompt_tokens += prefill.num_tokens
@@ -238,8 +238,11 @@ class PrefillWorker:
 
     def _add_row(self, rows: PrefillRows, prefill: Prefill, budget_tokens: int, step: int) -> int:
         num_tokens = min(budget_tokens, prefill.num_tokens - prefill.num_planned)
+        rows.num_pairs += num_tokens * (prefill.num_planned + num_tokens / 2)
         sealed = plan_chunk(prefill, num_tokens, self._config.block_size, self._is_kept(prefill))
         prefill.last_step = step
+        if prefill.num_planned == prefill.num_tokens:
+            self.line.remove(prefill)
         rows.attempts.append(prefill.id)
         rows.num_tokens.append(num_tokens)
         rows.seal.extend(sealed)
@@ -260,6 +263,7 @@ class PrefillWorker:
         if not mix.accepts_prefill or not fits or len(self._attempts) >= self._config.max_queued:
             return [self._report(event.attempt, AttemptEnd.REFUSED)]
         self._attempts[event.attempt] = prefill
+        self.line.add(prefill)
         return []
 
     def _on_claimed(self, attempt: AttemptId, reader: NodeId) -> list[Command]:
@@ -366,6 +370,7 @@ class PrefillWorker:
     def _end(self, prefill: Prefill, end: AttemptEnd) -> list[Command]:
         if prefill.end is None:
             prefill.end = end
+            self.line.remove(prefill)
         return self._settle(prefill)
 
     def _settle(self, prefill: Prefill) -> list[Command]:

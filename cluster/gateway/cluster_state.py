@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from core.ids import NodeId
 from core.mix import Mix
 from core.stats import NodeStats
+from core.transfer import NO_TRANSFERS, TransferReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class NodeState:
     stats: NodeStats | None
     kv_bytes_received: int
     num_fetches: int
+    transfers: TransferReport = NO_TRANSFERS
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,8 @@ def _node(node: NodeState) -> pb.Node:
         mix=_mix(node.mix),
         kv_bytes_received=node.kv_bytes_received,
         num_fetches=node.num_fetches,
+        kv_links=[pb.KVLink(peer=it.peer, transport=it.transport, why=it.why) for it in node.transfers.links],
+        kv_counters=[pb.Counter(name=name, value=value) for name, value in node.transfers.counts],
     )
     if node.stats is not None:
         message.blocks.CopyFrom(_blocks(node.stats.blocks))

@@ -71,6 +71,10 @@ class OpenStream:
         asked = self.request.sampling
         self.is_scored = asked.logprobs is not None or asked.prompt_logprobs is not None
 
+    def is_plainly_next(self, number: int, index: int) -> bool:
+        """Whether a token of attempt `number` can go out as it is: the next one, with nothing held and no scores."""
+        return index == self.next and number == self.current > self.fenced and not self.held and not self.is_scored
+
     def scores(self, index: int, tokens: list[HeldToken]) -> tuple[Scores, Scores]:
         """What was asked for of the tokens from place `index` on, and of the prompt beside place 0."""
         if not self.is_scored:

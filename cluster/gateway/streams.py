@@ -78,8 +78,12 @@ class Streams:
         timers: Timers = Timers(),  # noqa: B008 - frozen
         max_logged_tokens: int = 131_072,
         max_logged_in_all: int = 16_777_216,
+        *,
+        bunches: bool = False,
     ) -> None:
+        """`bunches`: tokens that one message brings for a stream go out as one `Delivered`, else one by one."""
         self.gateway = gateway
+        self._bunches = bunches
         self.counts = StreamCounts()
         self._timers = timers
         self._max_logged_tokens = max_logged_tokens
@@ -155,12 +159,46 @@ class Streams:
         outputs: list[StreamOutput] = []
         nothing = (None,) * len(event.attempts)
         scores, of_prompts = event.logprobs or nothing, event.prompt_logprobs or nothing
-        tokens = map(HeldToken, event.token_ids, event.finishes, event.timings, scores, of_prompts)
-        for attempt, index, token in zip(event.attempts, event.indices, tokens, strict=True):
-            stream = self._find(request_of(attempt))
-            if stream is not None and self._keep(stream, number_of(attempt), index):
-                outputs += self._take(stream, index, token, now)
+        attempts, first, num_tokens = event.attempts, 0, len(event.attempts)
+        while first < num_tokens:
+            attempt, end = attempts[first], first + 1
+            stream, number = self._find(request_of(attempt)), number_of(attempt)
+            if stream is not None and stream.is_plainly_next(number, event.indices[first]):
+                end = self._end_of_bunch(event, first) if self._bunches else end
+                outputs += self._pass_on(stream, event, first, end, now)
+            elif stream is not None and self._keep(stream, number, event.indices[first]):
+                columns = (event.token_ids, event.finishes, event.timings, scores, of_prompts)
+                token = HeldToken(*[column[first] for column in columns])  # type: ignore[arg-type]
+                outputs += self._take(stream, event.indices[first], token, now)
+            first = end
         return outputs
+
+    def _end_of_bunch(self, event: TokensEmitted, first: int) -> int:
+        """One past the last token that follows the first one without a gap, at most one that ends the answer."""
+        attempt, index, end = event.attempts[first], event.indices[first], first + 1
+        while (
+            end < len(event.attempts)
+            and event.attempts[end] == attempt
+            and event.indices[end] == index + end - first
+            and event.finishes[end - 1] is None
+        ):
+            end += 1
+        return end
+
+    def _pass_on(
+        self, stream: OpenStream, event: TokensEmitted, first: int, end: int, now: float
+    ) -> list[StreamOutput]:
+        """The usual tokens, next in order: what `_take` would do, at half the cost."""
+        delivered = Delivered(stream.request.id, stream.next, event.token_ids[first:end])
+        finish = event.finishes[end - 1]
+        stream.next += end - first
+        stream.timing = event.timings[end - 1] or event.timings[first] or stream.timing
+        stream.delivered_at, stream.told_silent = now, False
+        self._log(stream, delivered.token_ids)
+        if finish is None:
+            return [delivered]
+        ended = self._end(stream, Outcome.FINISHED, finish=finish, timing=stream.timing)
+        return [delivered, ended, self._told_end(ended)]
 
     def _take(self, stream: OpenStream, index: int, token: HeldToken, now: float) -> list[StreamOutput]:
         """A token that is of use; one without the scores that were asked for is a node's mistake, and the end."""
@@ -276,7 +314,7 @@ class Streams:
         return Ended(stream.request.id, outcome, finish, timing, error, stream.next, stream.num_attempts)
 
     def _told_end(self, ended: Ended) -> Tell:
-        return Tell(SCHEDULER, StreamEnded(ended.request, ended.outcome))
+        return Tell(SCHEDULER, StreamEnded(ended.request, ended.outcome, ended.num_tokens, ended.timing))
 
     def _find(self, request: RequestId) -> OpenStream | None:
         stream = self._streams.get(request)

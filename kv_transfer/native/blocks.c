@@ -10,7 +10,8 @@
 enum {
   PIECE = 4 * ROUND, /* copied, then read again for the digest from the nearest cache; 8 and 16 KiB were slower */
   STEP = 512,
-  FAR = 4 /* blocks; one line of each page asked for this early hides the walk for its address */
+  FAR = 4, /* blocks; one line of each page asked for this early hides the walk for its address */
+  STREAMED_POOL = 8 << 20 /* bytes; a smaller pool may be read again from a cache soon, and is written through it */
 };
 
 enum outcome { FINE, REUSED_BEFORE, REUSED_DURING, WRONG_DIGEST, NO_SUCH_BLOCKS };
@@ -70,6 +71,42 @@ static void copy(struct range range, struct range next) {
   memcpy(range.to + at, range.from + at, range.num_bytes - at);
 }
 
+/* Whether `to` is written past the caches: no line of it is then read first only to be overwritten, which is a third of
+ * all traffic. Not with a hook: what it does to the copied bytes has to come before their digest. */
+static int streams(const struct pools *pools, struct range block, hook copied) {
+  size_t pool_bytes = (size_t)pools->num_own * pools->block_bytes;
+  return CAN_STREAM && !copied && pool_bytes >= STREAMED_POOL && (uintptr_t)block.to % STRIPE == 0;
+}
+
+/* What is read a piece after byte `at` of a block: further on in it, or in the one that is copied next. */
+static const u8 *piece_after(struct range block, struct range next, size_t at) {
+  if (at + PIECE < block.num_bytes) return block.from + at + PIECE;
+  return at % PIECE < next.num_bytes ? next.from + at % PIECE : block.from + at;
+}
+
+static inline void store_round(u8 *to, const u8 *from) {
+#if CAN_STREAM
+  for (int at = 0; at < ROUND; at += 32)
+    _mm256_stream_si256((__m256i *)(to + at), _mm256_loadu_si256((const __m256i *)(from + at)));
+#endif
+}
+
+/* Round by round, each byte read once, and digested as it is stored. The rest, up to a round, goes the usual way. */
+static void stream_block(struct range block, struct range next, u8 *digest) {
+  sums acc = first_sums;
+  size_t done = (block.num_bytes - 1) / ROUND * ROUND;
+  for (size_t at = 0; at < done; at += ROUND) {
+    const u8 *after = piece_after(block, next, at);
+    for (int ahead = 0; ahead < ROUND; ahead += 64) __builtin_prefetch(after + ahead, 0, 3);
+    if (digest)
+      take(&acc, block.from + at, ROUND / STRIPE, 1, block.to + at);
+    else
+      store_round(block.to + at, block.from + at);
+  }
+  memcpy(block.to + done, block.from + done, block.num_bytes - done);
+  if (digest) finish(&acc, block.to + done, block.num_bytes - done, block.num_bytes, digest);
+}
+
 /* Piece by piece, each digested from where it now lies; with a hook, the whole block is one piece. */
 static void copy_block(struct range block, struct range next, hook copied, int64_t column, u8 *digest) {
   sums acc = first_sums;
@@ -103,7 +140,11 @@ static enum outcome copy_column(const struct pools *pools, const struct columns 
   u8 digest[16];
   *finding = (struct finding){i, generation_of(theirs)};
   if (finding->generation != columns->lent[i]) return REUSED_BEFORE;
-  copy_block(block_at(pools, columns, i), next, copied, i, columns->digests ? digest : NULL);
+  struct range block = block_at(pools, columns, i);
+  if (streams(pools, block, copied))
+    stream_block(block, next, columns->digests ? digest : NULL);
+  else
+    copy_block(block, next, copied, i, columns->digests ? digest : NULL);
   finding->generation = generation_of(theirs);
   if (finding->generation != columns->lent[i]) return REUSED_DURING;
   return columns->digests && memcmp(digest, columns->digests + 16 * i, 16) ? WRONG_DIGEST : FINE;
@@ -135,7 +176,8 @@ int penstock_copy_blocks(const struct pools *pools, const u64 *packed, const u8 
   for (int64_t i = start; i < end; i++)
     __atomic_store_n(pools->own_generations + columns->targets[i], columns->generations[i], __ATOMIC_RELEASE);
   __atomic_thread_fence(__ATOMIC_SEQ_CST); /* once a batch: before the first byte of any of them */
-  for (int64_t i = start; i < end; i++) {
+  enum outcome outcome = FINE;
+  for (int64_t i = start; i < end && outcome == FINE; i++) {
     struct range next = {0};
     if (i + 1 < end) {
       next = block_at(pools, columns, i + 1);
@@ -146,10 +188,12 @@ int penstock_copy_blocks(const struct pools *pools, const u64 *packed, const u8 
       __builtin_prefetch(far.from, 0, 3);
       __builtin_prefetch(far.to, 1, 3);
     }
-    enum outcome outcome = copy_column(pools, columns, i, next, copied, finding);
-    if (outcome != FINE) return outcome;
+    outcome = copy_column(pools, columns, i, next, copied, finding);
   }
-  return FINE;
+#if CAN_STREAM
+  _mm_sfence(); /* streamed stores have an order of their own; other threads see them after this */
+#endif
+  return outcome;
 }
 
 /* As the xxhash package's xxh3_128_digest; for more than 240 bytes. */

@@ -54,12 +54,15 @@ static inline u64 word(const u8 *at) {
   return value;
 }
 
-/* Step 2: `count` stripes with rising places in the secret; then, where a round ends, the scramble. */
+/* Step 2: `count` stripes with rising places in the secret; then, where a round ends, the scramble. With `to`, aligned
+ * to a stripe, what is taken is stored there as well, past the caches: each byte is read once, and digested as stored. */
 #if defined(__AVX512F__)
-static inline void take(sums *acc, const u8 *data, int count, int scramble) {
+#define CAN_STREAM 1
+static inline void take(sums *acc, const u8 *data, int count, int scramble, u8 *to) {
   __m512i a = _mm512_load_si512(acc->lane);
   for (int n = 0; n < count; n++) {
     __m512i d = _mm512_loadu_si512(data + n * STRIPE);
+    if (to) _mm512_stream_si512((void *)(to + n * STRIPE), d);
     __m512i v = _mm512_xor_si512(d, _mm512_loadu_si512(secret + n * 8));
     __m512i product = _mm512_mul_epu32(v, _mm512_srli_epi64(v, 32));
     a = _mm512_add_epi64(a, _mm512_shuffle_epi32(d, (_MM_PERM_ENUM)0x4E));
@@ -74,12 +77,14 @@ static inline void take(sums *acc, const u8 *data, int count, int scramble) {
   _mm512_store_si512(acc->lane, a);
 }
 #elif defined(__AVX2__)
-static inline void take(sums *acc, const u8 *data, int count, int scramble) {
+#define CAN_STREAM 1
+static inline void take(sums *acc, const u8 *data, int count, int scramble, u8 *to) {
   __m256i a[2];
   for (int half = 0; half < 2; half++) a[half] = _mm256_load_si256((const __m256i *)(acc->lane + 4 * half));
   for (int n = 0; n < count; n++) {
     for (int half = 0; half < 2; half++) {
       __m256i d = _mm256_loadu_si256((const __m256i *)(data + n * STRIPE + 32 * half));
+      if (to) _mm256_stream_si256((__m256i *)(to + n * STRIPE + 32 * half), d);
       __m256i v = _mm256_xor_si256(d, _mm256_loadu_si256((const __m256i *)(secret + n * 8 + 32 * half)));
       __m256i product = _mm256_mul_epu32(v, _mm256_srli_epi64(v, 32));
       a[half] = _mm256_add_epi64(a[half], _mm256_shuffle_epi32(d, 0x4E));
@@ -98,7 +103,9 @@ static inline void take(sums *acc, const u8 *data, int count, int scramble) {
   }
 }
 #else
-static inline void take(sums *acc, const u8 *data, int count, int scramble) {
+#define CAN_STREAM 0
+static inline void take(sums *acc, const u8 *data, int count, int scramble, u8 *to) {
+  (void)to;
   for (int n = 0; n < count; n++) {
     for (int i = 0; i < 8; i++) {
       u64 d = word(data + n * STRIPE + 8 * i), v = d ^ word(secret + n * 8 + 8 * i);
@@ -115,7 +122,7 @@ static inline void take(sums *acc, const u8 *data, int count, int scramble) {
 
 /* Whole rounds; never the last one of a digest, which `finish` takes. */
 static void take_rounds(sums *acc, const u8 *data, size_t num_rounds) {
-  for (size_t i = 0; i < num_rounds; i++) take(acc, data + i * ROUND, ROUND / STRIPE, 1);
+  for (size_t i = 0; i < num_rounds; i++) take(acc, data + i * ROUND, ROUND / STRIPE, 1, NULL);
 }
 
 static u64 merge(const sums *acc, u64 result, const u8 *key) {
@@ -131,7 +138,7 @@ static u64 merge(const sums *acc, u64 result, const u8 *key) {
 
 /* Step 3 and 4: `rest` is what no round has taken, 1 to 1024 bytes, the end of `length` bytes that lie together. */
 static void finish(sums *acc, const u8 *rest, size_t num_rest, size_t length, u8 *digest) {
-  take(acc, rest, (int)((num_rest - 1) / STRIPE), 0);
+  take(acc, rest, (int)((num_rest - 1) / STRIPE), 0, NULL);
   const u8 *last = rest + num_rest - STRIPE;
   sums end = *acc;
   for (int i = 0; i < 8; i++) {

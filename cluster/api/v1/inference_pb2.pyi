@@ -196,7 +196,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "name", "incarnation", "pid", "actor_id", "role", "mix", "blocks", "running_rows", "queued_tokens", "leases", "kv_bytes_received", "num_fetches", "num_steps")
+    __slots__ = ("id", "name", "incarnation", "pid", "actor_id", "role", "mix", "blocks", "running_rows", "queued_tokens", "leases", "kv_bytes_received", "num_fetches", "num_steps", "kv_links", "kv_counters")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +211,8 @@ class Node(_message.Message):
     KV_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     NUM_FETCHES_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    KV_LINKS_FIELD_NUMBER: _ClassVar[int]
+    KV_COUNTERS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     incarnation: str
@@ -225,7 +227,19 @@ class Node(_message.Message):
     kv_bytes_received: int
     num_fetches: int
     num_steps: int
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., actor_id: _Optional[str] = ..., role: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., running_rows: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., leases: _Optional[int] = ..., kv_bytes_received: _Optional[int] = ..., num_fetches: _Optional[int] = ..., num_steps: _Optional[int] = ...) -> None: ...
+    kv_links: _containers.RepeatedCompositeFieldContainer[KVLink]
+    kv_counters: _containers.RepeatedCompositeFieldContainer[Counter]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., actor_id: _Optional[str] = ..., role: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., running_rows: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., leases: _Optional[int] = ..., kv_bytes_received: _Optional[int] = ..., num_fetches: _Optional[int] = ..., num_steps: _Optional[int] = ..., kv_links: _Optional[_Iterable[_Union[KVLink, _Mapping]]] = ..., kv_counters: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ...) -> None: ...
+
+class KVLink(_message.Message):
+    __slots__ = ("peer", "transport", "why")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    transport: str
+    why: str
+    def __init__(self, peer: _Optional[str] = ..., transport: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class Mix(_message.Message):
     __slots__ = ("accepts_prefill", "accepts_decode", "prefill_tokens_per_step", "max_decode_rows", "epoch")

@@ -79,14 +79,36 @@ class PeersChanged(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
 
 class NodeReport(_message.Message):
-    __slots__ = ("num_fetches", "num_failed_fetches", "num_bytes")
+    __slots__ = ("num_fetches", "num_failed_fetches", "num_bytes", "links", "counts")
     NUM_FETCHES_FIELD_NUMBER: _ClassVar[int]
     NUM_FAILED_FETCHES_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
     num_fetches: int
     num_failed_fetches: int
     num_bytes: int
-    def __init__(self, num_fetches: _Optional[int] = ..., num_failed_fetches: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+    links: _containers.RepeatedCompositeFieldContainer[KVLink]
+    counts: _containers.RepeatedCompositeFieldContainer[Count]
+    def __init__(self, num_fetches: _Optional[int] = ..., num_failed_fetches: _Optional[int] = ..., num_bytes: _Optional[int] = ..., links: _Optional[_Iterable[_Union[KVLink, _Mapping]]] = ..., counts: _Optional[_Iterable[_Union[Count, _Mapping]]] = ...) -> None: ...
+
+class KVLink(_message.Message):
+    __slots__ = ("peer", "transport", "why")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    transport: str
+    why: str
+    def __init__(self, peer: _Optional[str] = ..., transport: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class Count(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: int
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("progress", "started", "failed")
