@@ -1,14 +1,14 @@
-"""The requests that the scheduler has not seen the end of, and the queue of those that wait for a route."""
+"""The requests that the scheduler has not seen the end of."""
 
-from bisect import insort
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from core.errors import ErrorInfo
-from core.ids import AttemptId, GatewayId, NodeId, attempt_id
+from core.ids import AttemptId, GatewayId, NodeId, RequestId, attempt_id
 from core.lifecycle import RequestState
 from core.request import Request, num_packed
+from scheduler.demand import Route
 from scheduler.moves import Move
-from scheduler.policies.policy import Route
+from scheduler.predictor import Expected
 
 MAX_DOUBLINGS = 4
 """Of the pause between tries."""
@@ -21,6 +21,7 @@ class Flight:
     `route` is the last one. `num_tries` counts failed tries, `num_losses` those that ended with a node,
     `num_preemptions` and `num_refusals` neither.
     `unheld_since`: a node called its attempt complete, or all have reported it; the gateway has not ended it yet.
+    `is_late`: it has waited beyond its TTFT. `ttft_s` is what was predicted at the door, `expected` of its attempt.
     `move`: where its row is going; not before `moves_at` again, and not to nodes in `shunned`, which did not take it.
     """
 
@@ -46,6 +47,9 @@ class Flight:
     move: Move | None = None
     moves_at: float = 0.0
     shunned: frozenset[NodeId] = frozenset()
+    is_late: bool = False
+    ttft_s: float | None = None
+    expected: Expected | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -77,8 +81,7 @@ class Flight:
         num_failed = self.num_tries + self.num_refusals
         if num_failed == 0:
             return 0.0
-        spread = 0.8 + 0.4 * (sum(self.request.id.encode()) % 64) / 64
-        return float(backoff_s * 2 ** min(num_failed - 1, MAX_DOUBLINGS) * spread)
+        return float(backoff_s * 2 ** min(num_failed - 1, MAX_DOUBLINGS) * spread_of(self.request.id))
 
     def mint_attempt(self) -> AttemptId:
         """The next try's name."""
@@ -92,32 +95,6 @@ class Flight:
         self.route = replace(self.route, decode=node) if self.route else None
 
 
-@dataclass(slots=True)
-class WaitingQueue:
-    """Requests that wait for a route: higher priority first, then older first.
-
-    Owns: the order. A request is in it exactly while its state is WAITING.
-    """
-
-    num_tokens: int = 0
-    _order: list[tuple[int, float, int, Flight]] = field(default_factory=list)
-    _num_added: int = 0
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def add(self, flight: Flight) -> None:
-        """Queue it by priority and age; one that resumes takes the place its age gives it."""
-        self._num_added += 1
-        insort(self._order, (-flight.request.priority, flight.arrived_at, self._num_added, flight), key=lambda e: e[:3])
-        self.num_tokens += flight.num_tokens
-
-    def remove(self, flight: Flight) -> None:
-        """Take it out."""
-        index = next(i for i, entry in enumerate(self._order) if entry[3] is flight)
-        del self._order[index]
-        self.num_tokens -= flight.num_tokens
-
-    def flights(self) -> list[Flight]:
-        """All, in order."""
-        return [entry[3] for entry in self._order]
+def spread_of(request: RequestId) -> float:
+    """A factor from 0.8 to 1.2, by the request's id: what many wait for should not end for all at once."""
+    return 0.8 + 0.4 * (sum(request.encode()) % 64) / 64

@@ -92,7 +92,7 @@ class Mover:
                     continue
                 move = move_of(self._leaver(flight, attempt, node, booking), self._view)
                 if move is not None:
-                    commands.append(self._ask(flight, move, booking))
+                    commands.append(self._ask(flight, move, booking, now))
                     num_free -= 1
         return commands
 
@@ -108,7 +108,7 @@ class Mover:
                 continue
             leaver = self._leaver(flight, move.attempt, move.source, booking)
             if move_of(leaver, self._view) == move:
-                commands.append(self._ask(flight, move, booking))
+                commands.append(self._ask(flight, move, booking, now))
         return commands
 
     def _movable(self, attempt: AttemptId, now: float) -> Flight | None:
@@ -121,9 +121,9 @@ class Mover:
     def _leaver(self, flight: Flight, attempt: AttemptId, source: NodeId, booking: Booking) -> Leaver:
         return Leaver(attempt, source, booking, whole_blocks(flight, self._view), flight.shunned, flight.avoid)
 
-    def _ask(self, flight: Flight, move: Move, booking: Booking) -> Tell:
+    def _ask(self, flight: Flight, move: Move, booking: Booking, now: float) -> Tell:
         """Book at the target first, as much as at the source."""
-        self._view.book(move.attempt, move.to, Booking(booking.blocks, 0, 1))
+        self._view.book(move.attempt, move.to, replace(booking, prefill_tokens=0, pairs=0.0, prompt=b""), now)
         flight.move = move
         self.num_asked += 1
         return Tell(move.source, MigrateAsked(move.attempt, move.to))

@@ -4,6 +4,7 @@ from collections import deque
 from typing import assert_never
 
 from core.commands import Command, Tell
+from core.decisions import OverrideLifted
 from core.errors import ErrorInfo
 from core.events import (
     AttemptEnd,
@@ -11,7 +12,6 @@ from core.events import (
     AttemptLost,
     DrainAsked,
     Dropped,
-    MixChanged,
     NodeJoined,
     NodeLost,
     Overridden,
@@ -24,20 +24,22 @@ from core.events import (
     Stayed,
     StreamEnded,
     StreamSilent,
-    Submitted,
     Tick,
 )
 from core.goodput import Outcome
 from core.ids import AttemptId, NodeId, RequestId, request_of
-from core.kv import num_blocks
 from core.lifecycle import RequestState
-from scheduler.admission import is_hopeless, refusal_at_the_door, whole_blocks
+from core.whatif import WhatIfAnswered
+from scheduler.admission import is_hopeless
 from scheduler.config import SchedulerConfig
-from scheduler.flight import Flight, WaitingQueue
+from scheduler.controller import Controller
+from scheduler.flight import Flight
 from scheduler.mover import Mover
-from scheduler.policies.policy import Demand, Policy, Refusal, Route
-from scheduler.ratio import next_mixes
-from scheduler.view import Booking, ClusterView
+from scheduler.policies.policy import Policy
+from scheduler.predictor import Predictor
+from scheduler.ratio import Ratio
+from scheduler.router import Router
+from scheduler.view import ClusterView
 
 MAX_TOMBSTONES = 4096
 
@@ -51,17 +53,17 @@ _ERROR_CODES = {AttemptEnd.KV_CORRUPT: "kv_corrupt", AttemptEnd.STEP_FAILED: "st
 class Scheduler:
     """Routes, retries and refuses.
 
-    Owns: every request from its arrival to its end, the queue, and (in the view) all credits and mixes.
+    Owns: every request from its arrival to its end, and (in the view) all credits and mixes; the queue is the router's.
     Invariant: a request in ROUTED has one current attempt; the next one is made only after the gateway has fenced it.
     """
 
-    def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
+    def __init__(self, config: SchedulerConfig, policy: Policy, controller: Controller | None = None) -> None:
         self.config = config
-        self.view = ClusterView()
-        self._policy = policy
+        self.view = ClusterView(config)
         self._flights: dict[RequestId, Flight] = {}
-        self._queue = WaitingQueue()
+        self.router = Router(config, self.view, policy, self._flights)
         self.mover = Mover(config, self.view, self._flights)
+        self.ratio = Ratio(config, self.view, self.mover, controller)
         self._ending: dict[AttemptId, float] = {}
         self._tombstones: dict[RequestId, float] = {}
         self._finished_at: deque[float] = deque(maxlen=64)
@@ -82,7 +84,12 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests without a route."""
-        return len(self._queue)
+        return len(self.router.queue)
+
+    @property
+    def predictor(self) -> Predictor:
+        """What predicts, and learns from what became true."""
+        return self.view.predictor
 
     @property
     def num_live(self) -> int:
@@ -97,9 +104,9 @@ class Scheduler:
         """Asserts the invariants."""
         self.view.check()
         waiting = [f for f in self._flights.values() if f.state is RequestState.WAITING]
-        queued = self._queue.flights()
+        queue, queued = self.router.queue, list(self.router.queue.flights())
         assert len(queued) == len(waiting) and all(f.state is RequestState.WAITING for f in queued), "the queue"
-        assert self._queue.num_tokens == sum(f.num_tokens for f in queued), "queued tokens"
+        assert queue.num_tokens == sum(f.num_tokens for f in queued), "queued tokens"
         for flight in self._flights.values():
             assert (flight.state is RequestState.ROUTED) == (flight.attempt is not None), f"{flight.request.id}"
 
@@ -107,10 +114,14 @@ class Scheduler:
 
     def handle(self, event: SchedulerEvent, now: float) -> list[Command]:
         """Take one event; the commands are `Tell` only."""
+        self.ratio.observe(event, now)
         commands = self._dispatch(event, now)
         if isinstance(event, StatsReported | StreamSilent):
             return commands  # frees nothing and brings nobody; the next tick routes by what it said
-        return commands + self.mover.next_moves(now) + self._route_waiting(now)
+        commands += self.mover.next_moves(now) + self.router.route_waiting(now)
+        for flight in self.router.take_giving_way():
+            commands += self._give_way(flight, now)
+        return commands
 
     def _dispatch(self, event: SchedulerEvent, now: float) -> list[Command]:
         match event:
@@ -120,25 +131,29 @@ class Scheduler:
                 return self._on_attempt_finished(event, now)
             case RequestResumed(request, log):
                 return self._on_resumed(request, log, now)
-            case StreamEnded(request, outcome):
-                return self._on_stream_ended(request, outcome, now)
+            case StreamEnded():
+                return self._on_stream_ended(event, now)
             case RequestCancelled(request):
                 return self._on_cancelled(request, now)
             case StreamSilent(request):
                 return self._on_silent(request, now)
             case NodeJoined(node, spec):
                 self.view.join(node, spec)
-                return self._cover()
+                return self.ratio.cover()
             case NodeLost(node, why):
                 return self._on_node_lost(node, why, now)
             case Overridden():
-                return self._on_overridden(event)
+                return self.ratio.override(event, now)
+            case OverrideLifted():
+                return self.ratio.lift(event, now)
+            case WhatIfAnswered():
+                return self.ratio.answer(event, now)
             case DrainAsked(node):
-                return self.mover.drain(node, now) + self._cover()
+                return self.mover.drain(node, now) + self.ratio.cover()
             case Stayed():
                 return self._on_stayed(event, now)
             case StatsReported(node, stats):
-                self.view.believe(node, stats)
+                self.view.believe(node, stats, now)
                 return []
             case Tick():
                 return self._on_tick(now)
@@ -150,11 +165,11 @@ class Scheduler:
         if flight.request.id in self._flights or flight.request.id in self._tombstones:
             self.num_dropped_events += 1
             return []
-        refusal = refusal_at_the_door(flight, self._queue, self.view, self.config, self._finished_at)
+        refusal = self.router.refusal(flight, self._finished_at, now)
         if refusal is not None:
             return [Tell(event.gateway, RequestEnded(event.request.id, Outcome.REFUSED, refusal))]
         self._flights[flight.request.id] = flight
-        self._queue.add(flight)
+        self.router.add(flight)
         return []
 
     def _on_attempt_finished(self, event: AttemptFinished, now: float) -> list[Command]:
@@ -197,20 +212,21 @@ class Scheduler:
         flight.state = RequestState.WAITING
         flight.waiting_since = now
         flight.not_before = now + flight.pause_s(self.config.retry_backoff_s)
-        self._queue.add(flight)
+        self.router.add(flight)
         return []
 
-    def _on_stream_ended(self, request: RequestId, outcome: Outcome, now: float) -> list[Command]:
+    def _on_stream_ended(self, event: StreamEnded, now: float) -> list[Command]:
         """A stream that ended by its nodes' own word needs no `Dropped`: their reports are on the way (see `Tick`)."""
-        flight = self._flights.get(request)
+        flight = self._flights.get(event.request)
         if flight is None:
-            self._bury(request, now)
+            self._bury(event.request, now)
             return []
         attempt = flight.attempt
+        self.router.learn(flight, event, now)
         self._forget(flight)
         if attempt is not None and self.view.nodes_of(attempt):
             self._ending[attempt] = now
-        if outcome is Outcome.FINISHED:
+        if event.outcome is Outcome.FINISHED:
             self._finished_at.append(now)
         return []
 
@@ -235,6 +251,8 @@ class Scheduler:
         if flight is None or flight.state is not RequestState.ROUTED:
             self.num_dropped_events += 1
             return []
+        if flight.request.is_offline:
+            return self._give_way(flight, now)  # it was paused for so long that its blocks are better used by others
         flight.num_tries += 1
         flight.avoid |= frozenset(self.view.nodes_of(flight.attempt)) if flight.attempt else frozenset()
         flight.error = ErrorInfo("worker_lost", "no token came for too long")
@@ -252,86 +270,18 @@ class Scheduler:
             flight = self._flights.get(request_of(attempt))
             if flight is not None and flight.attempt == attempt and not self.mover.is_moving_to(flight, node):
                 commands += self._lose_with_node(flight, why, now)
-        return self._cover() + self.mover.end_drain(node, len(lost)) + commands
-
-    def _on_overridden(self, event: Overridden) -> list[Command]:
-        commands: list[Command] = []
-        for node, mix in zip(event.nodes, event.mixes, strict=True):
-            if view := self.view.nodes.get(node):
-                view.base_mix = mix
-                commands += self.mover.end_drain(node, len(view.bookings))
-            else:
-                self.num_dropped_events += 1
-        return self._cover() + commands
-
-    def _cover(self) -> list[Command]:
-        """Tell mixes that changed: a phase that nobody accepts any more is taken over at once."""
-        commands: list[Command] = []
-        for view, mix in next_mixes(self.view.nodes.values()):
-            view.mix = mix
-            commands.append(Tell(view.node, MixChanged(mix)))
-        return commands
-
-    # ── routing ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _route_waiting(self, now: float) -> list[Command]:
-        """Route in order; look a bounded way past a blocked request, and not past one that was overtaken too often."""
-        commands: list[Command] = []
-        blocked: list[Flight] = []
-        largest = self.view.largest_request_blocks
-        for flight in self._queue.flights():
-            if flight.not_before > now or whole_blocks(flight, self.view) > largest:
-                continue  # in no one's way: it waits for its own time, or for a node that can take it
-            demand = self._demand(flight)
-            answer = self._policy.route(demand, self.view, now)
-            if isinstance(answer, Refusal):
-                blocked.append(flight)
-                if len(blocked) > self.config.max_overtaking or flight.num_skipped >= self.config.max_skips:
-                    break
-                continue
-            commands.append(self._start(flight, demand, answer, now))
-            for overtaken in blocked:
-                overtaken.num_skipped += 1
-        return commands
-
-    def _demand(self, flight: Flight) -> Demand:
-        growth = flight.num_left
-        if flight.num_preemptions < 2:
-            growth = min(growth, self.config.expected_output_tokens)
-        return Demand(
-            flight.request,
-            flight.num_tokens,
-            self._num_blocks(flight.num_tokens),
-            self._num_blocks(flight.num_tokens + growth),
-            decodes=flight.num_left > 1,
-            avoid=flight.avoid,
-            prompt=flight.shared_prompt,
-        )
-
-    def _start(self, flight: Flight, demand: Demand, route: Route, now: float) -> Tell:
-        """Book slot and credit together, and submit."""
-        self._queue.remove(flight)
-        flight.state, flight.unheld_since, flight.num_skipped = RequestState.ROUTED, None, 0
-        flight.route = route
-        attempt = flight.mint_attempt()
-        is_new = demand.prompt not in self.view.nodes[route.prefill].prompts
-        num_tokens = demand.prefill_tokens if is_new else 0
-        if route.prefill == route.decode:
-            blocks = demand.decode_blocks if demand.decodes else demand.prefill_blocks
-            self.view.book(attempt, route.prefill, Booking(blocks, num_tokens, int(demand.decodes), demand.prompt))
-        else:
-            self.view.book(attempt, route.prefill, Booking(demand.prefill_blocks, num_tokens, 0, demand.prompt))
-            self.view.book(attempt, route.decode, Booking(demand.decode_blocks, 0, 1))
-        waited_s = now - flight.arrived_at
-        preemptions = flight.num_preemptions
-        submitted = Submitted(attempt, flight.request, flight.log, flight.gateway, route.decode, waited_s, preemptions)
-        return Tell(route.prefill, submitted)
+        return self.ratio.cover() + self.mover.end_drain(node, len(lost)) + commands
 
     # ── losing and ending ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _lose_with_node(self, flight: Flight, why: str, now: float) -> list[Command]:
         flight.num_losses += 1
         flight.error = ErrorInfo("worker_lost", f"a node was lost: {why}")
+        return self._lose_attempt(flight, now)
+
+    def _give_way(self, flight: Flight, now: float) -> list[Command]:
+        """One of the offline class: it comes back to the queue with what it has answered, and counts no try."""
+        flight.num_preemptions += 1
         return self._lose_attempt(flight, now)
 
     def _lose_attempt(self, flight: Flight, now: float) -> list[Command]:
@@ -352,12 +302,13 @@ class Scheduler:
 
     def _forget(self, flight: Flight) -> None:
         if flight.state is RequestState.WAITING:
-            self._queue.remove(flight)
+            self.router.remove(flight)
         flight.state, flight.attempt = RequestState.ENDED, None
         del self._flights[flight.request.id]
 
     def _on_tick(self, now: float) -> list[Command]:
-        commands = self.mover.rebalance(now)
+        self.router.tick(now)
+        commands = self.ratio.tick(now) + self.mover.rebalance(now)
         for flight in list(self._flights.values()):
             commands += self._reap(flight, now)
         for attempt in [a for a, at in self._ending.items() if now - at >= self.config.timers.tick_s]:
@@ -390,6 +341,3 @@ class Scheduler:
         if flight.unheld_since is None and not self.view.nodes_of(flight.attempt):
             flight.unheld_since = now
         return flight.unheld_since is not None and now - flight.unheld_since > self.config.timers.silence_s
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return num_blocks(num_tokens, self.view.block_size)

@@ -19,14 +19,22 @@ class LeastLoaded:
         """Nodes to avoid are tried last."""
         prefills = [node for node in view.nodes.values() if node.mix.accepts_prefill]
         decodes = [node for node in view.nodes.values() if node.mix.accepts_decode]
-        if not prefills or (demand.decodes and not decodes):
-            phase = "decode" if prefills else "prefill"
-            return Refusal("unavailable", f"no node accepts {phase} now")
-        for prefill in sorted(prefills, key=lambda node: _wait(node, demand)):
+        if refusal := unavailable(demand, view):
+            return refusal
+        for prefill in sorted(prefills, key=lambda node: self._wait(node, demand, view)):
             route = self._with(prefill, decodes, demand)
             if route is not None:
                 return route
         return BUSY
+
+    def num_new(self, node: NodeView, demand: Demand, view: ClusterView) -> int:
+        """Tokens of the prompt that are to be computed there."""
+        return demand.prefill_tokens if demand.prompt not in node.prompts else 0
+
+    def _wait(self, node: NodeView, demand: Demand, view: ClusterView) -> tuple[bool, float, bool, float, str]:
+        num_new = self.num_new(node, demand, view)
+        steps = (node.queued_tokens + num_new) / max(node.mix.prefill_tokens_per_step, 1)
+        return node.node in demand.avoid, steps, num_new > 0, node.share_booked, node.node
 
     def _with(self, prefill: NodeView, decodes: Iterable[NodeView], demand: Demand) -> Route | None:
         if not demand.decodes:
@@ -49,11 +57,14 @@ class LeastLoaded:
         return Route(prefill.node, min(room, key=lambda node: _fullness(node, demand)).node)
 
 
-def _wait(node: NodeView, demand: Demand) -> tuple[bool, float, bool, float, str]:
-    is_new = demand.prompt not in node.prompts
-    num_tokens = node.queued_tokens + (demand.prefill_tokens if is_new else 0)
-    steps = num_tokens / max(node.mix.prefill_tokens_per_step, 1)
-    return node.node in demand.avoid, steps, is_new, node.share_booked, node.node
+def unavailable(demand: Demand, view: ClusterView) -> Refusal | None:
+    """The refusal where a phase that the request needs is accepted by nobody."""
+    nodes = view.nodes.values()
+    if not any(node.mix.accepts_prefill for node in nodes):
+        return Refusal("unavailable", "no node accepts prefill now")
+    if demand.decodes and not any(node.mix.accepts_decode for node in nodes):
+        return Refusal("unavailable", "no node accepts decode now")
+    return None
 
 
 def _fullness(node: NodeView, demand: Demand) -> tuple[bool, float, str]:

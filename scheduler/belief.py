@@ -1,0 +1,191 @@
+"""What one node's steps are believed to cost: as it was told or as was learned, corrected by what steps then took."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field
+
+from core.costs import NodeCosts, StepWork
+from core.stats import NodeStats
+
+NEUTRAL = NodeCosts(0.008, 0.008, 5e-5, 2e-9, 5e-5, 2e-8)
+"""Where a node begins of which nothing is known: about a model of 8 B on one large GPU. What it really is shows within
+its first reports; until then nobody is refused for it."""
+
+FORGETTING = 0.95
+"""What is left of a report's weight after the next one: at four reports a second the last 5 seconds count."""
+
+TOLD_BOUNDS = (0.2, 5.0)
+"""How far steps may lead a told price: more than this is a wrong table, which a correction does not mend."""
+
+LEARNED_BOUNDS = (1e-3, 1e3)
+
+PRIOR_WEIGHT = 0.05
+"""How many reports the uncorrected price counts for, in each of the two factors."""
+
+SHAPE_WEIGHT = 0.003
+"""The same for each single price, where none was told."""
+
+
+@dataclass(slots=True)
+class Belief:
+    """The prices of one node.
+
+    Owns: sums over its reports, old ones forgotten exponentially. Each report says how long the steps since the last
+    one took together, and what they consisted of. With told prices two factors are fitted to that, one for what prompts
+    add to a step and one for the rest; where nothing was told, each price is fitted, from `NEUTRAL` on. Both fits are
+    least squares of relative errors, pulled towards what they begin with, so that what cannot be told apart stays as
+    it was.
+    """
+
+    told: NodeCosts | None
+    costs: NodeCosts = NEUTRAL
+    factors: tuple[float, float] = (1.0, 1.0)
+    num_reports: int = 0
+    _work: StepWork = field(default_factory=StepWork)
+    _busy_s: float = 0.0
+    _two: "_Fit" = field(default_factory=lambda: _Fit(2))
+    _six: "_Fit" = field(default_factory=lambda: _Fit(6))
+
+    def __post_init__(self) -> None:
+        self.costs = self.told or NEUTRAL
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it was held against steps that really ran."""
+        return self.num_reports > 0
+
+    def observe(self, stats: NodeStats) -> bool:
+        """Learn from the steps since the last report; False where there were none. Counters that fell mean nothing."""
+        work, busy_s = stats.work.minus(self._work), stats.busy_s - self._busy_s
+        self._work, self._busy_s = stats.work, stats.busy_s
+        num_steps = work.num_prefill_steps + work.num_decode_steps
+        if num_steps <= 0 or busy_s <= 0.0 or not (work.prefill_tokens or work.num_rows):
+            return False
+        self.num_reports += 1
+        self._learn_factors(work, busy_s)
+        if self.told is None:
+            self._learn_prices(work, busy_s)
+        return True
+
+    def _learn_factors(self, work: StepWork, busy_s: float) -> None:
+        base = self.told or NEUTRAL
+        self._two.add(_parts(base, work), busy_s)
+        low, high = TOLD_BOUNDS if self.told else LEARNED_BOUNDS
+        start = self._two.common_scale()
+        solved = self._two.solve([start, start], PRIOR_WEIGHT)
+        prefill, decode = (min(high, max(low, factor)) for factor in solved)
+        self.factors = (prefill, decode)
+        self.costs = _scaled(base, prefill, decode)
+
+    def _learn_prices(self, work: StepWork, busy_s: float) -> None:
+        """Each price, beginning with the neutral ones as the two factors correct them."""
+        self._six.add(_terms(work), busy_s)
+        start = astuple(self.costs)
+        self.costs = NodeCosts(*self._six.solve_positive(start, SHAPE_WEIGHT))
+
+
+def _parts(costs: NodeCosts, work: StepWork) -> tuple[float, float]:
+    """Seconds of what prompts add to steps, and of all the rest."""
+    prompts = (
+        costs.prefill_fixed_s * work.num_prefill_steps
+        + costs.per_prefill_token_s * work.prefill_tokens
+        + costs.per_prefill_pair_s * work.prefill_pairs
+    )
+    return prompts, costs.seconds(work) - prompts
+
+
+def _terms(work: StepWork) -> tuple[float, ...]:
+    """In the order of the fields of `NodeCosts`."""
+    return (
+        float(work.num_prefill_steps),
+        float(work.num_decode_steps),
+        float(work.prefill_tokens),
+        work.prefill_pairs,
+        float(work.num_rows),
+        float(work.row_context),
+    )
+
+
+def _scaled(costs: NodeCosts, prefill: float, decode: float) -> NodeCosts:
+    return NodeCosts(
+        costs.prefill_fixed_s * prefill,
+        costs.decode_fixed_s * decode,
+        costs.per_prefill_token_s * prefill,
+        costs.per_prefill_pair_s * prefill,
+        costs.per_row_s * decode,
+        costs.per_row_context_s * decode,
+    )
+
+
+class _Fit:
+    """Least squares of relative errors, with forgetting: the sums of products of what was seen, over what it took.
+
+    Owns: `products` and `right`, the normal equations of terms divided by the seconds they took.
+    """
+
+    def __init__(self, num: int) -> None:
+        self.products = [[0.0] * num for _ in range(num)]
+        self.right = [0.0] * num
+        self._weight = 0.0
+
+    def add(self, terms: Sequence[float], seconds: float) -> None:
+        """One report: terms times coefficients should be its seconds."""
+        relative = [term / seconds for term in terms]
+        for i, value in enumerate(relative):
+            row = self.products[i]
+            for j, other in enumerate(relative):
+                row[j] = row[j] * FORGETTING + value * other
+            self.right[i] = self.right[i] * FORGETTING + value
+        self._weight = self._weight * FORGETTING + 1.0
+
+    def common_scale(self) -> float:
+        """The one factor for all terms that fits best."""
+        total = sum(map(sum, self.products))
+        return sum(self.right) / total if total > 0.0 else 1.0
+
+    def solve(self, start: Sequence[float], weight: float) -> list[float]:
+        """Coefficients that fit, pulled towards `start` with the force of `weight` reports of their own term alone."""
+        num = len(start)
+        rows = []
+        for i in range(num):
+            pull = weight / (start[i] * start[i])
+            row = list(self.products[i])
+            row[i] += pull
+            rows.append([*row, self.right[i] + pull * start[i]])
+        return _solved(rows)
+
+    def solve_positive(self, start: Sequence[float], weight: float) -> list[float]:
+        """As `solve`, but none below a hundredth of its start: those are held there, and the others fitted again."""
+        num = len(start)
+        held: dict[int, float] = {}
+        while True:
+            free = [i for i in range(num) if i not in held]
+            rows = []
+            for i in free:
+                pull = weight / (start[i] * start[i])
+                row = [self.products[i][j] + (pull if i == j else 0.0) for j in free]
+                known = sum(self.products[i][j] * value for j, value in held.items())
+                rows.append([*row, self.right[i] + pull * start[i] - known])
+            found = dict(zip(free, _solved(rows), strict=True))
+            low = [i for i in free if found[i] < start[i] / 100.0]
+            if not low:
+                return [held.get(i, found.get(i, 0.0)) for i in range(num)]
+            held |= {i: start[i] / 100.0 for i in low}
+
+
+def _solved(rows: list[list[float]]) -> list[float]:
+    """Gauss with pivots scaled by rows; the pull makes the equations positive definite, so there is a solution."""
+    num = len(rows)
+    for column in range(num):
+        pivot = max(range(column, num), key=lambda i: abs(rows[i][column]))
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        head = rows[column]
+        for other in range(column + 1, num):
+            factor = rows[other][column] / head[column]
+            if factor:
+                row = rows[other]
+                for j in range(column, num + 1):
+                    row[j] -= factor * head[j]
+    found = [0.0] * num
+    for i in reversed(range(num)):
+        found[i] = (rows[i][num] - sum(rows[i][j] * found[j] for j in range(i + 1, num))) / rows[i][i]
+    return found

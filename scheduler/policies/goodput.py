@@ -1,0 +1,56 @@
+"""The pair of nodes with the best slack, and nobody where that would cost others theirs."""
+
+from scheduler.config import SchedulerConfig
+from scheduler.pair import Pair
+from scheduler.policies.least_loaded import BUSY, unavailable
+from scheduler.policies.policy import Demand, Refusal, Route
+from scheduler.view import ClusterView
+
+AHEAD = Refusal("in_line", "every node that could take it has enough to prefill for now")
+CROWDED = Refusal("in_line", "with one more row the rows of every node that has room would miss their TPOT")
+OFFLINE = Refusal("in_line", "no node has time to spare for the offline class")
+
+OFFLINE_SLACK = 0.2
+"""Of their TPOT, rows keep so much beside what the offline class adds."""
+
+
+class Goodput:
+    """Asks the predictor for the best pair, and sends the request there, or has it wait.
+
+    It waits in the scheduler while nodes have `max_ahead_s` of prefill work before them, so that who comes later and is
+    more urgent, or has had less, can still go first; and, for at most `patience_s`, while it would push itself or rows
+    that run beyond their TPOT. The offline class goes where nothing waits and rows keep `OFFLINE_SLACK`.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._max_ahead_s = config.max_ahead_s
+        self._patience_s = config.patience_s
+
+    def route(self, demand: Demand, view: ClusterView, now: float) -> Route | Refusal:
+        """Nodes to avoid are tried last."""
+        pair = view.predictor.best(demand, now)
+        if pair is None:
+            return unavailable(demand, view) or BUSY
+        if demand.request.is_offline:
+            return _route(pair) if _is_idle(pair, now) else OFFLINE
+        if pair.queue_s > self._max_ahead_s:
+            return AHEAD
+        if pair.is_crowded and pair.is_proven and demand.waited_s < self._patience_s:
+            return CROWDED
+        return _route(pair)
+
+
+def _is_idle(pair: Pair, now: float) -> bool:
+    """Whether nobody would notice: no prompt waits, and all rows keep some of their TPOT with whatever is offline."""
+    for node in (pair.prefill, pair.decode):
+        if max(node.free_at, node.offline_free_at) - now > node.decode_s:
+            return False
+        more_s = node.delay_s(pair.num_tokens, pair.pairs) if node is pair.prefill else 0.0
+        step_s = node.step_s(0.0, 0.0)
+        if node.slos and node.with_offline_s(step_s, more_s, now) > (1.0 - OFFLINE_SLACK) * node.strictest_s:
+            return False
+    return True
+
+
+def _route(pair: Pair) -> Route:
+    return Route(pair.prefill.node, pair.decode.node, pair)

@@ -1,0 +1,176 @@
+"""What this request would get from each pair of nodes: when its first token comes, and how fast those after it."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+from core.ids import NodeId
+from core.request import SLO
+from core.stats import Timing
+from scheduler.config import SchedulerConfig
+from scheduler.demand import Demand
+from scheduler.margins import Margin
+from scheduler.node_view import NodeView
+from scheduler.pair import AVOIDED, COST_WEIGHT, ENOUGH_SLACK, RELAXED, Pair
+from scheduler.search import best_pair
+
+if TYPE_CHECKING:
+    from scheduler.view import ClusterView
+
+HANDOFF_LEARNING = 0.1
+HANDOFF_BOUNDS = (0.02, 50.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What was predicted for an attempt, to be held against what it gets. `ttft_s` counts from the arrival.
+
+    `most_tpot_s`: so much its tokens might take before nobody more was let in beside it.
+    """
+
+    slo: SLO | None
+    ttft_s: float
+    tpot_s: float
+    handoff_s: float
+    prefill: NodeId
+    decode: NodeId
+    hit_tokens: int
+    most_tpot_s: float = inf
+
+
+class Predictor:
+    """Predicts, and learns how far off it was.
+
+    Owns: the margins of TTFT and TPOT. What it knows of nodes stands in the view: prices that are corrected by each
+    report, queues by bookings and reports, prefixes by bookings and by what requests found.
+    """
+
+    def __init__(self, config: SchedulerConfig, view: "ClusterView") -> None:
+        self._config = config
+        self._view = view
+        self.ttft = Margin(config.safety_quantile)
+        self.tpot = Margin(config.safety_quantile)
+
+    # ── one pair ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def pair(
+        self, demand: Demand, prefill: NodeView, decode: NodeView, now: float, after_s: float | None = None
+    ) -> Pair:
+        """What is predicted for this request on these two nodes. `after_s`: from now to the moment whose rows count;
+        None: when the prefill will end there."""
+        self._view.refresh()
+        depth, mask = self._view.prefixes.deepest(demand.prefixes)
+        found = self._prefill(demand, prefill, depth, mask, now)
+        found.after_s = found.ttft_s if after_s is None else after_s
+        if demand.decodes:
+            self._decode(demand, found, decode, now)
+        self._judge(demand, found, now)
+        return found
+
+    def _prefill(self, demand: Demand, node: NodeView, depth: int, mask: int, now: float) -> Pair:
+        """The prefill half."""
+        total = demand.prefill_tokens
+        hit = 0
+        if demand.prompt and demand.prompt in node.prompts:
+            hit = total - 1
+        elif depth:
+            if not node.bit & mask:
+                depth = self._view.prefixes.depth(demand.prefixes, node.bit, depth)
+            hit = min(depth * demand.stride_tokens, total - 1)
+        num = total - hit
+        pairs = num * (hit + num / 2)
+        return Pair(node, node, hit, num, pairs, node.wait_s(now), node.prefill_s(num, pairs))
+
+    def _decode(self, demand: Demand, pair: Pair, node: NodeView, now: float) -> None:
+        """The decode half: with the rows that will be there when the prefill ends."""
+        context = demand.prefill_tokens + demand.output_tokens / 2
+        step_s = node.step_s(context, pair.after_s)
+        pair.decode = node
+        pair.tpot_s = pair.residents_s = node.slowed(step_s, now)
+        if node is pair.prefill:
+            if node.booked_rows:
+                pair.residents_s = node.slowed(step_s, now, node.delay_s(pair.num_tokens, pair.pairs))
+        else:
+            if pair.prefill.booked_rows:
+                beside = pair.prefill
+                step_s = beside.step_s(0.0, pair.after_s) - beside.row_s
+                pair.beside_s = beside.slowed(step_s, now, beside.delay_s(pair.num_tokens, pair.pairs))
+            pair.handoff_s = self._handoff_s(pair, node)
+            pair.tpot_s += pair.handoff_s / max(1.0, demand.output_tokens - 1.0)
+
+    def _handoff_s(self, pair: Pair, decode: NodeView) -> float:
+        """The tail: what was computed by the last step moves when the prefill is over, the rest went before."""
+        tokens = min(pair.num_tokens, pair.prefill.budget_tokens)
+        moved_s = tokens * decode.kv_bytes / self._config.handoff_bytes_per_s
+        return (self._config.handoff_latency_s + moved_s) * decode.handoff_factor
+
+    def _judge(self, demand: Demand, pair: Pair, now: float) -> None:
+        """Slack and score."""
+        slo, node = demand.request.slo or RELAXED, pair.decode
+        first_s = demand.waited_s + pair.queue_s + pair.prefill_s
+        pair.slack = _slack(self.ttft, first_s, slo.ttft_s)
+        cost = (first_s + pair.prefill_s) / slo.ttft_s
+        if demand.decodes:
+            pair.tpot_slack = min(
+                _slack(self.tpot, pair.tpot_s, slo.tpot_s),
+                _slack(self.tpot, pair.residents_s, node.strictest_s),
+                _slack(self.tpot, pair.beside_s, pair.prefill.strictest_s) if pair.beside_s else inf,
+            )
+            pair.slack = min(pair.slack, pair.tpot_slack)
+            cost += self._added_s(pair, now) / slo.tpot_s
+        pair.score = min(pair.slack, ENOUGH_SLACK) - COST_WEIGHT * cost
+        if demand.avoid and (pair.prefill.node in demand.avoid or node.node in demand.avoid):
+            pair.score -= AVOIDED
+
+    def _added_s(self, pair: Pair, now: float) -> float:
+        """By how much the prompt makes the tokens of rows beside it slower."""
+        node = pair.prefill
+        if not pair.moves:
+            return pair.residents_s - pair.tpot_s
+        if not node.booked_rows:
+            return 0.0
+        return pair.beside_s - node.slowed(node.step_s(0.0, pair.after_s) - node.row_s, now)
+
+    def best(self, demand: Demand, now: float) -> Pair | None:
+        """The pair with the best score among the first few of each order (`scheduler.search`); None without room."""
+        return best_pair(self._view, demand, now, self.ttft.safety, self.tpot.safety, self._config)
+
+    # ── learning ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def learn(self, expected: Expected, timing: Timing, num_tokens: int, now: float) -> None:
+        """A request that was tried once has ended: hold what was predicted against what it got."""
+        slo = expected.slo or RELAXED
+        actual = timing.admit_s + timing.queue_prefill_s + timing.prefill_s
+        self.ttft.learn(expected.ttft_s, actual, slo.ttft_s if expected.slo else 0.1, now)
+        if num_tokens > 1:
+            after_s = timing.reserve_s + timing.handoff_s + timing.queue_decode_s + timing.decode_s
+            predicted = max(expected.tpot_s, self._filled_s(expected, now))
+            self.tpot.learn(predicted, after_s / (num_tokens - 1), slo.tpot_s if expected.slo else 0.01, now)
+        if expected.handoff_s > 0.0 and (decode := self._view.nodes.get(expected.decode)) is not None:
+            ratio = decode.handoff_factor * timing.handoff_s / expected.handoff_s
+            factor = decode.handoff_factor + HANDOFF_LEARNING * (ratio - decode.handoff_factor)
+            decode.handoff_factor = min(HANDOFF_BOUNDS[1], max(HANDOFF_BOUNDS[0], factor))
+
+    def _filled_s(self, expected: Expected, now: float) -> float:
+        """What a token takes there now, up to where nobody more is let in: so far it is no error that others came."""
+        view = self._view.nodes.get(expected.decode)
+        if view is None:
+            return 0.0
+        return min(expected.most_tpot_s, view.slowed(view.decode_s, now))
+
+    def expect(self, demand: Demand, pair: Pair, ttft_s: float) -> Expected:
+        """What to remember of a pair that is taken. `ttft_s` was predicted, from the request's arrival on."""
+        slo = demand.request.slo
+        most_s = slo.tpot_s / (1.0 + max(0.0, self.tpot.safety)) if slo is not None else inf
+        nodes = pair.prefill.node, pair.decode.node
+        return Expected(slo, ttft_s, pair.tpot_s, pair.handoff_s, *nodes, pair.hit_tokens, most_s)
+
+    def forget(self, now: float) -> None:
+        """Errors that are too old count no more."""
+        self.ttft.forget(now)
+        self.tpot.forget(now)
+
+
+def _slack(margin: Margin, predicted: float, target: float) -> float:
+    """What is left of a target at the safety quantile, as a share of it."""
+    return 1.0 - margin.bound(predicted, target) / target if target < inf else inf
