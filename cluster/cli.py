@@ -1,27 +1,35 @@
-"""The command line: `penstock serve | generate | demo | profile | bench | doctor`."""
+"""The command line: `penstock serve | generate | demo | simulate | tune | replay | trace | profile | bench | …`."""
 
 import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.bench.flags import add_bench_flags
 from cluster.console import OUT, StartProgress, print_error
+from cluster.controller_flags import add_controller_flags, controller_config
 from cluster.flags import DEFAULT_PORT, add_address_flags, add_cluster_flags, service_config
+from cluster.fleet_flags import add_simulate_flags, add_tune_flags
 from cluster.profile_flags import add_profile_flags
 from cluster.sampling_flags import add_sampling_flags
-from core.errors import PenstockError
+from core.errors import ConfigError, PenstockError
 from core.timers import Timers
 
 if TYPE_CHECKING:
-    from cluster.service import Service
+    from cluster.service import Service, ServiceConfig
 
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
+
+KV_WAYS_S = 3.0
+"""How long the start waits for nodes to say by what they read each other; usually they need a fifth of it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="start a cluster and answer gRPC requests")
     add_cluster_flags(serve)
     add_address_flags(serve)
+    add_controller_flags(serve)
+    serve.add_argument(
+        "--record", metavar="FILE", default=None, help="write what the scheduler hears and says here, for replay"
+    )
+    serve.add_argument("--record-max-mb", type=float, default=256.0, metavar="MB", help="the record ends at this size")
     serve.set_defaults(run=_serve)
 
     generate = commands.add_parser("generate", help="send one prompt to a running server, print the answer as it comes")
@@ -74,6 +87,26 @@ def _parser() -> argparse.ArgumentParser:
     profile = commands.add_parser("profile", help="measure a model on this machine, write its cost table")
     add_profile_flags(profile)
     profile.set_defaults(run=_profile)
+
+    simulate = commands.add_parser("simulate", help="serve a workload in virtual time: goodput, percentiles, losses")
+    add_simulate_flags(simulate)
+    simulate.set_defaults(run=_simulate)
+
+    tune = commands.add_parser("tune", help="find the best fixed layout, chunks and parallel sizes for an SLO")
+    add_tune_flags(tune)
+    tune.set_defaults(run=_tune)
+
+    replay = commands.add_parser("replay", help="put a record of `serve --record` through the same scheduler, compare")
+    replay.add_argument("file", help="the record")
+    replay.add_argument("--json", metavar="FILE", default=None, help="write the differences here")
+    replay.set_defaults(run=_replay)
+
+    trace = commands.add_parser("trace", help="convert a trace or a generated workload to the native form")
+    trace.add_argument("what", choices=("convert",))
+    trace.add_argument("source", metavar="IN", help="a file or a generator, as --workload takes it")
+    trace.add_argument("target", metavar="OUT", help="the native trace, JSON lines")
+    trace.add_argument("--seed", type=int, default=0, help="of what is generated")
+    trace.set_defaults(run=_trace)
 
     bench = commands.add_parser("bench", help="measure Penstock, arms alternated, beside the machine's own limits")
     add_bench_flags(bench)
@@ -99,6 +132,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 async def _serve_until_signal(args: argparse.Namespace) -> int:
+    from cluster.live.kv_ways import settled_ways
     from cluster.service import Service
 
     stop = asyncio.Event()
@@ -106,7 +140,8 @@ async def _serve_until_signal(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     with StartProgress() as progress:
-        service = Service(service_config(args), progress.report)
+        config = replace(service_config(args), controller=controller_config(args))
+        service = Service(_recorded(config, args), progress.report)
         starting = asyncio.ensure_future(service.start())
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -120,6 +155,8 @@ async def _serve_until_signal(args: argparse.Namespace) -> int:
     OUT.print(f"penstock: serving {service.config.served_model_name} on {service.address}; nodes: {nodes}")
     OUT.print(f"penstock: {service.pool.sentence()}")
     OUT.print(f"penstock: try: penstock generate --address {service.address} 'What is a penstock?'")
+    for sentence in await settled_ways(lambda: service.cluster.state().nodes, KV_WAYS_S):
+        OUT.print(f"penstock: {sentence}")
     broken = asyncio.ensure_future(service.cluster.broken())
     await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
     if broken.done():
@@ -130,6 +167,15 @@ async def _serve_until_signal(args: argparse.Namespace) -> int:
     OUT.print(f"penstock: stopping; open requests may take up to {Timers().drain_s:g} s (again to stop at once)")
     await _stop_unless_asked_again(service, stop)
     return 0
+
+
+def _recorded(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceConfig":
+    """With what is recorded. Raises ConfigError."""
+    if args.record is None:
+        return config
+    if not 0 < args.record_max_mb < math.inf:
+        raise ConfigError([f"--record-max-mb must be above 0, not {args.record_max_mb:g}"])
+    return replace(config, record=Path(args.record).expanduser(), record_max_bytes=int(args.record_max_mb * 1e6))
 
 
 async def _stop_unless_asked_again(service: "Service", stop: asyncio.Event) -> None:
@@ -160,6 +206,30 @@ def _profile(args: argparse.Namespace) -> int:
     from cluster.profile_command import run_profile
 
     return run_profile(args)
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from cluster.simulate_command import run_simulate
+
+    return run_simulate(args)
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from cluster.tune_command import run_tune
+
+    return run_tune(args)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from cluster.replay_command import run_replay
+
+    return run_replay(args)
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from cluster.trace_command import run_trace_convert
+
+    return run_trace_convert(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

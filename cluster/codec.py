@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from operator import attrgetter
 from types import NoneType, UnionType
-from typing import NewType, Union, cast, get_args, get_origin, get_type_hints
+from typing import NewType, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -31,6 +31,7 @@ MAX_COLUMN = 32_768
 """Longest array. It also bounds what nested headers that lie can make the unpacker allocate ahead of their items."""
 
 Code = Callable[[object], object]
+T = TypeVar("T")
 
 
 class CodecError(PenstockError):
@@ -291,6 +292,22 @@ def decode_many(data: bytes) -> list[tuple[Address, Event]]:
     """The inverse of `encode_many`: all of an envelope's messages, or CodecError for the first that is wrong."""
     raw = _unpack(data, "envelope", MAX_ENVELOPE_BYTES)
     return [_addressed(pair) for pair in _array(raw, "envelope")]
+
+
+def encode_as(kind: type[T], value: T) -> bytes:
+    """Any dataclass of the same sorts of fields, for files. Raises CodecError."""
+    try:
+        return _pack(_coder(kind).encode(value), kind.__name__, MAX_MESSAGE_BYTES)
+    except _MismatchError as error:
+        raise CodecError(f"{kind.__name__}{error.path}: {error.problem}") from None
+
+
+def decode_as(kind: type[T], data: bytes) -> T:
+    """The inverse of `encode_as`. Raises CodecError."""
+    try:
+        return cast(T, _coder(kind).decode(_unpack(data, kind.__name__, MAX_MESSAGE_BYTES)))
+    except _MismatchError as error:
+        raise CodecError(f"{kind.__name__}{error.path}: {error.problem}") from None
 
 
 def _addressed(raw: object) -> tuple[Address, Event]:

@@ -1,10 +1,12 @@
-"""Measured costs in the words of a node that preempts."""
+"""Measured costs in the words of a node that preempts, and of a scheduler that predicts."""
 
 from pathlib import Path
 
 from cluster.live.config import NodeSettings
+from core.costs import NodeCosts
 from core.errors import ConfigError
 from decode_worker.config import PreemptionCosts
+from engine.cost_fit import fit
 from engine.cost_table import CostTable, RecomputeCosts, TableFacts
 
 
@@ -18,13 +20,24 @@ def preemption_costs(costs: RecomputeCosts) -> PreemptionCosts:
     )
 
 
-def read_costs(path: Path, node: NodeSettings, digest: str) -> PreemptionCosts:
-    """The costs of a table's file, for nodes of these settings. Raises ConfigError where it was made for others."""
+def node_costs(table: CostTable) -> NodeCosts:
+    """The straight line closest to its steps of one kind: prompts alone, and rows alone."""
+    prefills = [each for each in table.steps if each.prefill_tokens and not each.rows]
+    terms = [(1.0, float(n), n * (each.prefill_context + n / 2)) for each in prefills for n in (each.prefill_tokens,)]
+    fixed, per_token, per_pair = fit(terms, [each.median_s for each in prefills])
+    decodes = [each for each in table.steps if each.rows and not each.prefill_tokens]
+    terms = [(1.0, float(each.rows), float(each.rows * each.context)) for each in decodes]
+    decode, per_row, per_context = fit(terms, [each.median_s for each in decodes])
+    return NodeCosts(fixed, decode, per_token, per_pair, per_row, per_context)
+
+
+def read_table(path: Path, node: NodeSettings, digest: str) -> CostTable:
+    """The table of a file, for nodes of these settings. Raises ConfigError where it was made for others."""
     table = CostTable.read(path)
     problems = [f"--cost-table {path} was measured with {why}" for why in _misfits(table.facts, node, digest)]
     if problems:
         raise ConfigError(problems)
-    return preemption_costs(table.recompute())
+    return table
 
 
 def _misfits(facts: TableFacts, node: NodeSettings, digest: str) -> list[str]:

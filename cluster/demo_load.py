@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from random import Random
 from statistics import median
 
@@ -10,8 +11,12 @@ from rich.table import Table
 
 from cluster.api.v1 import inference_pb2 as pb
 from cluster.gateway.client import AsyncClient
-from cluster.load import Arrival, poisson_times, run_load
-from core.goodput import Goodput, Outcome, RequestRecord, goodput
+from cluster.load import run_load
+from cluster.load_report import account_of
+from cluster.workload.arrivals import Arrivals
+from cluster.workload.items import WorkItem, Workload
+from cluster.workload.served import ServedRequest
+from core.goodput import Goodput, Outcome
 from core.request import SLO
 from engine.embedded.prompts import code_word_prompt
 
@@ -27,7 +32,7 @@ class Cell:
     layout: str
     rate_rps: float
     slo: SLO
-    records: tuple[RequestRecord, ...]
+    records: tuple[ServedRequest, ...]
     goodput: Goodput
 
     def median_ms(self, name: str) -> float | None:
@@ -55,10 +60,11 @@ class Cell:
 async def run_cell(client: AsyncClient, layout: str, rate_rps: float, duration_s: float, slo: SLO) -> Cell:
     """Open-loop load of one cell; the arrivals of a rate are the same for every layout."""
     seed = round(rate_rps * 1000)
-    times = poisson_times(rate_rps, duration_s, seed)
-    arrivals = [Arrival(at_s, _request(f"{layout}-{rate_rps:g}", seed + i)) for i, at_s in enumerate(times)]
-    records = await run_load(client, arrivals, TIMEOUT_S)
-    return Cell(layout, rate_rps, slo, tuple(records), goodput(records, slo, duration_s))
+    times = takewhile(lambda at_s: at_s < duration_s, Arrivals().times(rate_rps, duration_s, Random(seed)))
+    items = tuple(WorkItem(at_s, _filler_tokens(seed + i), OUTPUT_TOKENS) for i, at_s in enumerate(times))
+    tenant = f"{layout}-{rate_rps:g}"
+    sent = await run_load(client, Workload(tenant, items), slo, lambda i, _: _request(tenant, seed + i), TIMEOUT_S)
+    return Cell(layout, rate_rps, slo, sent.records, account_of(sent.records, duration_s))
 
 
 def goodput_table(cells: Sequence[Cell], duration_s: float) -> Table:
@@ -87,6 +93,10 @@ def _text(value: float | None) -> str:
 
 
 def _request(tenant: str, seed: int) -> pb.GenerateRequest:
-    text, _ = code_word_prompt(seed, Random(seed).randint(*FILLER_TOKENS))
+    text, _ = code_word_prompt(seed, _filler_tokens(seed))
     sampling = pb.SamplingParams(max_tokens=OUTPUT_TOKENS, temperature=0.0, ignore_eos=True)
     return pb.GenerateRequest(text=text, chat=True, sampling=sampling, tenant=tenant.replace(".", "_"))
+
+
+def _filler_tokens(seed: int) -> int:
+    return Random(seed).randint(*FILLER_TOKENS)

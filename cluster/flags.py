@@ -9,6 +9,8 @@ from cluster.service import EMBEDDED_MODEL, EMBEDDED_NAME, ServiceConfig
 from core.errors import ConfigError
 from core.kv import DTYPE_BYTES
 from kv_transfer.choose import ASKABLE, AUTO
+from scheduler.config import SchedulerConfig
+from scheduler.policies.build import DEFAULT_POLICY, POLICY_NAMES
 
 DEFAULT_PORT = 50051
 MAX_DRAFT_TOKENS = 16
@@ -23,6 +25,7 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         default=str(EMBEDDED_MODEL),
         help="a Hugging Face model folder (default: the embedded model)",
     )
+    add_scheduler_flags(parser)
     layout = parser.add_argument_group("layout")
     layout.add_argument("--prefill", type=int, default=None, metavar="N", help="nodes that prefill only")
     layout.add_argument("--decode", type=int, default=None, metavar="N", help="nodes that decode only")
@@ -83,6 +86,23 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--num-threads", type=int, default=1, help="compute threads of each node")
 
 
+def add_scheduler_flags(parser: argparse.ArgumentParser) -> None:
+    """How requests are routed, and whether one is turned away for its SLO."""
+    scheduler = parser.add_argument_group("scheduler")
+    scheduler.add_argument(
+        "--policy",
+        choices=POLICY_NAMES,
+        default=DEFAULT_POLICY,
+        help="how requests are routed; goodput: by what is predicted of their TTFT and TPOT (docs/scheduler.md)",
+    )
+    scheduler.add_argument(
+        "--slo-admission",
+        choices=("on", "off"),
+        default="on",
+        help="refuse at once what is predicted to miss its SLO or deadline, with a time to come back",
+    )
+
+
 def add_address_flags(parser: argparse.ArgumentParser, default_port: int = DEFAULT_PORT) -> None:
     """Where the gRPC server listens."""
     parser.add_argument("--host", default="127.0.0.1", help="address that the gRPC server binds")
@@ -123,7 +143,8 @@ def service_config(args: argparse.Namespace) -> ServiceConfig:
     embedded = model == EMBEDDED_MODEL
     name = args.served_model_name or (EMBEDDED_NAME if embedded else model.name)
     table = None if args.cost_table is None else Path(args.cost_table).expanduser().resolve()
-    return ServiceConfig(live, name, args.host, args.grpc_port, table)
+    scheduler = SchedulerConfig(refuses_unattainable=args.slo_admission == "on")
+    return ServiceConfig(live, name, args.host, args.grpc_port, table, scheduler, policy=args.policy)
 
 
 def prefill_tokens_per_step(max_num_batched_tokens: int, max_num_seqs: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from core.commands import Command, RunStep, Tell
+from core.costs import StepWork
 from core.events import (
     AttemptEnd,
     AttemptFinished,
@@ -46,6 +47,9 @@ from prefill_worker.worker import PrefillWorker
 
 MAX_TOMBSTONES = 4096
 
+OFFLINE_PAUSE_STEPS = 8
+"""A step was too long for a row's TPOT: for so many the offline class is left out, then it is tried again."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
@@ -53,6 +57,7 @@ class NodeConfig:
 
     `max_draft_tokens`: how many tokens a row may guess per step; 0: none. The KV of up to `max_saved_blocks` blocks may
     wait in host memory while others use them, where that is cheaper by `costs` than to compute it again; None: never.
+    `max_runs`: how often a step that only decodes may be run before its result is told; above 1 one step is in flight.
     """
 
     layout: LayoutId
@@ -66,6 +71,7 @@ class NodeConfig:
     max_draft_tokens: int = 0
     max_saved_blocks: int = 0
     costs: PreemptionCosts | None = None
+    max_runs: int = 1
 
 
 class Node:
@@ -76,6 +82,7 @@ class Node:
     """
 
     def __init__(self, node: NodeId, config: NodeConfig) -> None:
+        assert config.max_runs == 1 or (config.max_steps_in_flight == 1 and not config.max_draft_tokens), "repeats"
         self.node = node
         self.config = config
         self.pool = BlockPool(config.num_blocks)
@@ -83,9 +90,13 @@ class Node:
         block_size, eos, timers = config.kv.block_size, config.eos_token_ids, config.timers
         self.prefill = PrefillWorker(PrefillConfig(node, config.layout, block_size, eos, timers), self.pool)
         self.decode = DecodeWorker(_decode_config(node, config), self.pool)
-        self._in_flight: deque[int] = deque()
+        self._in_flight: deque[tuple[int, StepWork]] = deque()
         self._num_steps = 0
+        self._num_repeats = 0
         self._step_s = 0.0
+        self._work = StepWork()
+        self._busy_s = 0.0
+        self._pauses_until = 0
         self._tombstones: dict[AttemptId, float] = {}
         self._lent_rows: dict[AttemptId, DecodeRow] = {}
         self._budget_tokens = config.mix.prefill_tokens_per_step or config.kv.block_size
@@ -108,8 +119,9 @@ class Node:
             commands += self.prefill.lend_row(_migrant_of(departure), now)
         for attempt in self.prefill.take_returned():
             self.decode.take_back(self._lent_rows.pop(attempt))
-        for attempt in [attempt for attempt in self._lent_rows if not self.prefill.knows(attempt)]:
-            del self._lent_rows[attempt]
+        if self._lent_rows:
+            for attempt in [attempt for attempt in self._lent_rows if not self.prefill.knows(attempt)]:
+                del self._lent_rows[attempt]
         return commands + self._plan(now)
 
     def stats(self) -> NodeStats:
@@ -122,7 +134,7 @@ class Node:
             running_rows=self.decode.num_rows,
             blocks=self.pool.counts(),
             mix_epoch=self.mix.epoch,
-            num_steps=self._num_steps,
+            num_steps=self._num_steps + self._num_repeats,
             step_s=self._step_s,
             num_dropped_events=self._num_dropped_events
             + self.prefill.num_dropped_events
@@ -135,6 +147,9 @@ class Node:
             num_drafted=self.decode.num_drafted,
             num_accepted=self.decode.num_accepted,
             num_migrated=self.prefill.num_migrated,
+            work=self._work,
+            busy_s=self._busy_s,
+            queued_offline_tokens=self.prefill.line.num_offline_tokens,
         )
 
     def is_idle(self) -> bool:
@@ -181,13 +196,20 @@ class Node:
                 assert_never(event)
 
     def _on_step_done(self, result: StepResult, now: float) -> list[Command]:
-        self._leave_flight(result.step)
-        self._step_s = result.duration_s
+        work, num_runs = self._leave_flight(result.step), result.num_runs
+        self._work = self._work.plus(work if num_runs == 1 else work.repeated(num_runs))
+        self._num_repeats += num_runs - 1
+        self._step_s = result.duration_s / num_runs
+        self._busy_s += result.duration_s
+        has_offline = self.decode.num_offline or self.prefill.line.has_offline
+        if has_offline and self.decode.is_pressed(self._step_s):
+            self._pauses_until = self._num_steps + OFFLINE_PAUSE_STEPS
         return self.prefill.finish_step(result, now) + self.decode.finish_step(result, now)
 
-    def _leave_flight(self, step: int) -> None:
-        expected = self._in_flight.popleft()
+    def _leave_flight(self, step: int) -> StepWork:
+        expected, work = self._in_flight.popleft()
         assert step == expected, f"step {step} is over, {expected} was next"
+        return work
 
     def _on_dropped(self, attempt: AttemptId, now: float) -> list[Command]:
         if self.decode.knows(attempt):
@@ -218,8 +240,9 @@ class Node:
 
     def _on_tick(self, now: float) -> list[Command]:
         commands = self.prefill.tick(now) + self.decode.intake.tick(now)
-        lease_s = self.config.timers.lease_s
-        self._tombstones = {attempt: at for attempt, at in self._tombstones.items() if now - at <= lease_s}
+        if self._tombstones:
+            lease_s = self.config.timers.lease_s
+            self._tombstones = {attempt: at for attempt, at in self._tombstones.items() if now - at <= lease_s}
         return [*commands, Tell(SCHEDULER, StatsReported(self.node, self.stats()))]
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -229,14 +252,19 @@ class Node:
         commands: list[Command] = []
         while len(self._in_flight) < self.config.max_steps_in_flight:
             step = self._num_steps
-            decode, preempted = self.decode.next_rows(self._max_rows, step, now)
+            pauses = step < self._pauses_until
+            decode, preempted = self.decode.next_rows(self._max_rows, step, now, with_offline=not pauses)
             commands += preempted
-            prefill = self.prefill.next_rows(self._budget_tokens, step, now, may_begin=not self.decode.planner.is_short)
+            may_begin, with_offline = not self.decode.planner.is_short, not (pauses and decode.attempts)
+            prefill = self.prefill.next_rows(
+                self._budget_tokens, step, now, may_begin=may_begin, with_offline=with_offline
+            )
             if decode.is_empty and not prefill.attempts:
                 break
-            self._in_flight.append(step)
+            self._in_flight.append((step, _work_of(decode, prefill)))
             self._num_steps += 1
-            commands.append(RunStep(self._merge(step, decode, prefill)))
+            max_runs = 1 if prefill.attempts else decode.max_runs
+            commands.append(RunStep(self._merge(step, decode, prefill), max_runs))
         return commands + self.decode.admit(now)
 
     def _merge(self, step: int, decode: DecodeRows, prefill: PrefillRows) -> StepPlan:
@@ -253,6 +281,19 @@ class Node:
             tuple(decode.saved),
             tuple(decode.restored),
         )
+
+
+def _work_of(decode: DecodeRows, prefill: PrefillRows) -> StepWork:
+    """What a step consists of; a step that only copies or seals counts as one without rows."""
+    tokens = sum(prefill.num_tokens)
+    return StepWork(
+        1 if tokens else 0,
+        0 if tokens else 1,
+        tokens,
+        prefill.num_pairs,
+        len(decode.attempts),
+        decode.num_context,
+    )
 
 
 def _migrant_of(departure: Departure) -> Migrant:
@@ -281,5 +322,6 @@ def _decode_config(node: NodeId, config: NodeConfig) -> DecodeConfig:
         max_draft_tokens=config.max_draft_tokens,
         overlaps=config.max_steps_in_flight > 1,
         max_saved_blocks=config.max_saved_blocks,
+        max_runs=config.max_runs,
         costs=config.costs,
     )

@@ -1,5 +1,6 @@
 """The file that every measuring command writes with `--json`: figures beside machine, versions and raw samples."""
 
+import argparse
 import json
 import os
 import platform
@@ -25,6 +26,16 @@ def write_report(path: str, command: str, figures: Mapping[str, Figure], samples
         "samples": list(samples),
     }
     Path(path).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def file_problems(args: argparse.Namespace) -> list[str]:
+    """What is wrong with `--json` and `--plot`, told before a long run instead of after it."""
+    asked = ((name, getattr(args, name)) for name in ("json", "plot"))
+    return [
+        f"--{name} {path}: there is no such folder"
+        for name, path in asked
+        if path is not None and not Path(path).expanduser().absolute().parent.is_dir()
+    ]
 
 
 def machine() -> dict[str, object]:

@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cluster.costs import read_costs
+from cluster.costs import node_costs, preemption_costs, read_table
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.grpc_server import GrpcServer
 from cluster.gateway.limits import Limits, ServedModel
@@ -15,11 +15,13 @@ from cluster.live.cluster import LiveCluster
 from cluster.live.config import LiveConfig
 from cluster.live.supervisor import OnProgress
 from cluster.memory import available_memory_bytes
+from cluster.recording import Recorder, Setup
 from core.errors import ConfigError
 from core.ids import GatewayId
 from engine.model_info import LoadFormat, model_digest, read_model_info
 from scheduler.config import SchedulerConfig
-from scheduler.policies.least_loaded import LeastLoaded
+from scheduler.controller import Controller, ControllerConfig
+from scheduler.policies.build import DEFAULT_POLICY, policy_of
 from scheduler.scheduler import Scheduler
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "engine" / "embedded"
@@ -36,7 +38,11 @@ class ServiceConfig:
     grpc_port: int = 50051
     cost_table: Path | None = None
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    controller: ControllerConfig | None = None
     limits: Limits = field(default_factory=Limits)
+    record: Path | None = None
+    record_max_bytes: int = 256_000_000
+    policy: str = DEFAULT_POLICY
 
 
 class Service:
@@ -51,8 +57,10 @@ class Service:
         self.config = config = _settled(config, self.pool)
         gateway_id = GatewayId(f"gateway-{secrets.token_hex(4)}")
         timers = config.live.timers
-        self.scheduler = Scheduler(config.scheduler, LeastLoaded())
-        self.cluster = LiveCluster(config.live, self.scheduler, on_progress)
+        controller = Controller(config.controller) if config.controller else None
+        self.scheduler = Scheduler(config.scheduler, policy_of(config.policy, config.scheduler), controller)
+        self._recorder = self._recorded(config)
+        self.cluster = LiveCluster(config.live, self._recorder or self.scheduler, on_progress)
         tokenizer = Tokenizer.from_folder(config.live.node.model, model.vocab_size)
         self.gateway = Gateway(model, tokenizer, Streams(gateway_id, timers), config.limits, self.cluster.tell)
         self.cluster.join(gateway_id, self.gateway.handle)
@@ -77,6 +85,14 @@ class Service:
         """Takes no new request, lets open ones go on for `grace_s`, ends everything."""
         await self.server.stop(grace_s)
         await self.cluster.stop()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _recorded(self, config: ServiceConfig) -> Recorder | None:
+        if config.record is None:
+            return None
+        setup = Setup(config.policy, config.scheduler, config.controller)
+        return Recorder(self.scheduler, setup, config.record, config.record_max_bytes)
 
 
 def _served_model(config: ServiceConfig) -> ServedModel:
@@ -90,8 +106,8 @@ def _served_model(config: ServiceConfig) -> ServedModel:
 
 def _settled(config: ServiceConfig, pool: KVPool) -> ServiceConfig:
     """With what every node is told: its number of blocks, and the costs where a table gives them."""
-    node, costs = config.live.node, None
+    node = replace(config.live.node, num_kv_blocks=pool.num_blocks)
     if config.cost_table is not None:
-        costs = read_costs(config.cost_table, node, model_digest(node.model, LoadFormat(node.load_format)))
-    node = replace(node, num_kv_blocks=pool.num_blocks, costs=costs)
+        table = read_table(config.cost_table, node, model_digest(node.model, LoadFormat(node.load_format)))
+        node = replace(node, costs=preemption_costs(table.recompute()), step_costs=node_costs(table))
     return replace(config, live=replace(config.live, node=node))

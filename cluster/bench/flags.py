@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from cluster.bench.engine_plan import add_engine_flags
 from cluster.bench.kv_plan import add_kv_flags
+from cluster.bench.route_flags import add_route_flags
+from cluster.bench.serve_flags import add_serve_flags
 from cluster.bench.soak_flags import add_soak_flags
 
 
@@ -40,6 +42,18 @@ def _kv(args: argparse.Namespace) -> int:
     return run_bench_kv(args)
 
 
+def _route(args: argparse.Namespace) -> int:
+    from cluster.bench.route import run_bench_route
+
+    return run_bench_route(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from cluster.bench.serve import run_bench_serve
+
+    return run_bench_serve(args)
+
+
 def _soak(args: argparse.Namespace) -> int:
     from cluster.bench.soak import run_bench_soak
 
@@ -49,5 +63,12 @@ def _soak(args: argparse.Namespace) -> int:
 BENCHES = (
     Bench("engine", "the engine against its peers and the machine's own limits", add_engine_flags, _engine),
     Bench("kv", "KV between processes by every transport, against memcpy and peers; the handoff", add_kv_flags, _kv),
+    Bench("route", "how fast the scheduler decides, on 64 nodes with a prefix index", add_route_flags, _route),
+    Bench(
+        "serve",
+        "open-loop load on a running server: goodput, percentiles, where SLOs were lost",
+        add_serve_flags,
+        _serve,
+    ),
     Bench("soak", "a small cluster under load for long: memory, descriptors, blocks", add_soak_flags, _soak),
 )

@@ -36,6 +36,7 @@ def build_node(order: NodeOrder, progress: Progress) -> NodeParts:
         num_blocks=_num_blocks(settings, layout),
         max_model_len=_max_model_len(settings, model),
         mix=order.mix,
+        costs=settings.step_costs,
     )
     node = mint_node_id(order.name)
     slab = Slab.anonymous(SlabShape(layout, spec.num_blocks), node)

@@ -1,7 +1,9 @@
 """A whole live cluster behind one object: what the gateway, the command line and tests start, ask and stop."""
 
 import asyncio
+import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, cast, get_args
@@ -14,12 +16,18 @@ from cluster.live.head import Handle, Head, NodeState
 from cluster.live.launcher import Launcher
 from cluster.live.local import LocalLauncher
 from cluster.live.orders import HeadPlace, NodeOrder
+from cluster.live.planning import Planning
 from cluster.live.supervisor import OnProgress, SlotState, Supervisor
 from core.commands import Command, Tell
+from core.decisions import CapacityTarget, Decided, Decision, DecisionKind, OverrideLifted
 from core.errors import ConfigError
 from core.events import DrainAsked, Drained, Event, GatewayEvent, Overridden, SchedulerEvent
-from core.ids import OPERATOR, SCHEDULER, GatewayId, NodeId
+from core.ids import OPERATOR, PLANNER, SCHEDULER, GatewayId, NodeId
 from core.mix import Mix
+from core.whatif import WhatIfAsked
+
+LOG = logging.getLogger("penstock.head")
+MAX_DECISIONS = 256
 
 
 class SchedulerMachine(Protocol):
@@ -44,7 +52,8 @@ def _no_progress(slot: str, phase: str, share: float) -> None:
 class LiveCluster:
     """Head, supervisor and nodes of one cluster. To be made and used in one asyncio loop.
 
-    Owns: all that it starts, and gives it back in `stop`. Gateways join before `start`.
+    Owns: all that it starts, and gives it back in `stop`; the last decisions, and how many nodes there should be by the
+    last one of these (None: nobody said). Gateways join before `start`.
     """
 
     def __init__(
@@ -65,8 +74,12 @@ class LiveCluster:
         self._head = Head(f"head@{secrets.token_hex(4)}", self._token, config.timers)
         self._supervisor = Supervisor(self._launcher, self._head, self._order, on_progress)
         self._draining: dict[NodeId, asyncio.Future[int]] = {}
+        self._planning = Planning(lambda answer: self._head.tell(SCHEDULER, answer))
+        self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self.capacity: CapacityTarget | None = None
         self._head.register(SCHEDULER, cast(Handle, scheduler.handle), get_args(SchedulerEvent))
         self._head.register(OPERATOR, self._on_told, ())
+        self._head.register(PLANNER, self._planning.handle, (WhatIfAsked,))
 
     async def start(self) -> None:
         """Returns when every node is ready. Raises ConfigError or NodeLost, and then nothing is left running."""
@@ -82,6 +95,7 @@ class LiveCluster:
         for drained in self._draining.values():
             drained.cancel()
         await self._head.stop()
+        await self._planning.stop()
         await self._supervisor.stop()
         await self._launcher.close()
 
@@ -123,6 +137,13 @@ class LiveCluster:
         told = tuple(mixes[state.slot] for state in nodes)
         self._head.tell(SCHEDULER, Overridden(tuple(state.node for state in nodes), told))
 
+    def lift_mixes(self, slots: Iterable[str]) -> None:
+        """Gives slots whose mix was set back to the controller. Raises ConfigError for unknown names."""
+        self._check_names(slots := tuple(slots))
+        nodes = tuple(state.node for state in self._head.nodes() if state.slot in slots)
+        if nodes:
+            self._head.tell(SCHEDULER, OverrideLifted(nodes))
+
     async def drain(self, slot: str) -> int:
         """Closes a slot, and waits until its node is empty: rows go on elsewhere, what cannot move finishes there.
 
@@ -142,7 +163,13 @@ class LiveCluster:
 
     def _on_told(self, event: Event, now: float) -> None:
         """What the scheduler tells the operator; ticks mean nothing here."""
-        if isinstance(event, Drained) and event.node in self._draining:
+        if isinstance(event, Decided):
+            self.decisions.append(event.decision)
+            level = logging.WARNING if event.decision.kind is DecisionKind.INFEASIBLE else logging.INFO
+            LOG.log(level, "%s", event.decision)
+        elif isinstance(event, CapacityTarget):
+            self.capacity = event
+        elif isinstance(event, Drained) and event.node in self._draining:
             drained = self._draining.pop(event.node)
             if not drained.done():
                 drained.set_result(event.num_left)
@@ -170,7 +197,9 @@ class LiveCluster:
 
 
 def _shown(node: NodeState) -> GatewayNode:
-    return GatewayNode(node.node, node.pid, node.actor_id, node.mix, node.stats, node.num_bytes, node.num_fetches)
+    return GatewayNode(
+        node.node, node.pid, node.actor_id, node.mix, node.stats, node.num_bytes, node.num_fetches, node.transfers
+    )
 
 
 def make_launcher(config: LiveConfig) -> Launcher:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.costs import NodeCosts
 from core.errors import ConfigError
 from core.mix import Mix, mix_of
 from core.timers import Timers
@@ -50,7 +51,8 @@ class NodeSettings:
 
     `num_kv_blocks` wins over `kv_cache_memory_bytes`; a service that is given neither takes what
     `memory_utilization` leaves (`cluster.kv_pool`) and tells every node the blocks. `max_model_len` None: the model's
-    own. `costs` None: each node measures its own. `num_speculative_tokens`: drafts of a row in one step, 0 for none.
+    own. `costs` None: each node measures its own. `step_costs`: what the scheduler begins to predict with; None: it
+    learns them from reports. `num_speculative_tokens`: drafts of a row in one step, 0 for none.
     `transport`: by what KV moves between nodes, as `kv_transfer.choose` names it; `auto`: the best of each pair.
     `swap_space_bytes`: host memory of each node for rows that are saved while others use their blocks.
     """
@@ -69,6 +71,7 @@ class NodeSettings:
     transport: str = "auto"
     switch_interval_s: float = 0.0005
     costs: PreemptionCosts | None = None
+    step_costs: NodeCosts | None = None
     quantization: str = "none"
     num_speculative_tokens: int = 0
     swap_space_bytes: int = 256 << 20

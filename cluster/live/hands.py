@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -122,8 +122,14 @@ class TransferCounts:
     """What the fetches came to; counters only rise."""
 
     num_fetches: int = 0
-    num_failed: int = 0
+    num_lost: int = 0
+    num_corrupt: int = 0
     num_bytes: int = 0
+
+    @property
+    def num_failed(self) -> int:
+        """Fetches of which nothing was used: `num_lost` because the peer, the lease or the link was gone."""
+        return self.num_lost + self.num_corrupt
 
 
 class Fetches:
@@ -154,7 +160,7 @@ class Fetches:
     def counts(self) -> TransferCounts:
         """A copy of the counts."""
         with self._lock:
-            return TransferCounts(self._counts.num_fetches, self._counts.num_failed, self._counts.num_bytes)
+            return replace(self._counts)
 
     def stop(self) -> None:
         """Waits for the fetches that run, and ends the threads. Close the links first, so that none can hang."""
@@ -192,7 +198,9 @@ class Fetches:
         return KVArrived(command.attempt, command.fetch)
 
     def _failed(self, command: FetchKV, end: AttemptEnd, error: Exception) -> NodeEvent:
+        is_corrupt = end is AttemptEnd.KV_CORRUPT
         with self._lock:
-            self._counts.num_failed += 1
+            self._counts.num_corrupt += is_corrupt
+            self._counts.num_lost += not is_corrupt
         LOG.warning("fetch %d of %s: %s: %s", command.fetch, command.attempt, type(error).__name__, error)
         return KVFailed(command.attempt, command.fetch, end, str(error))

@@ -14,12 +14,14 @@ from cluster.live.launcher import RunningNode
 from cluster.live.mail import Notice
 from cluster.live.orders import HeadPlace
 from cluster.live.post import Post
+from cluster.live.transfers import transfers_of
 from core.commands import Command, Tell
 from core.events import Event, MixChanged, NodeJoined, NodeLost, StatsReported, Tick
 from core.ids import SCHEDULER, Address, NodeId
 from core.mix import Mix
 from core.stats import NodeStats
 from core.timers import Timers
+from core.transfer import NO_TRANSFERS, TransferReport
 
 LOG = logging.getLogger("penstock.head")
 Handle = Callable[[Event, float], Iterable[Command] | None]
@@ -40,6 +42,7 @@ class NodeState:
     num_fetches: int
     num_failed_fetches: int
     num_bytes: int
+    transfers: TransferReport = NO_TRANSFERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,4 +236,5 @@ def _state(node: NodeId, member: _Member) -> NodeState:
         num_fetches=report.num_fetches,
         num_failed_fetches=report.num_failed_fetches,
         num_bytes=report.num_bytes,
+        transfers=transfers_of(report),
     )

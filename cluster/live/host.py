@@ -12,13 +12,14 @@ from queue import Empty, SimpleQueue
 from typing import Protocol, cast, get_args
 
 from cluster.api.v1.post_pb2 import NodeReport
-from cluster.live.hands import Fetches, Runner, Steps, TransferCounts
+from cluster.live.hands import Fetches, Runner, Steps
 from cluster.live.last_events import LastEvents
 from cluster.live.mail import Notice
 from cluster.live.neighbours import Neighbours
 from cluster.live.orders import NodeOrder, StartedNode, own_address_towards
 from cluster.live.post import Post
 from cluster.live.post_thread import Batch, PostThread
+from cluster.live.transfers import node_report
 from core.commands import Command, Emit, FetchKV, Lend, Revoke, RunStep, Tell
 from core.events import Event, Fenced, Lent, NodeEvent, PeerLost, Tick
 from core.ids import SCHEDULER, Address, NodeId
@@ -64,7 +65,7 @@ class Host:
         self._own: deque[NodeEvent] = deque()
         self._outgoing: dict[str, list[tuple[Address, Event]]] = {}
         self._last = LastEvents()
-        self._reported = (0.0, TransferCounts())
+        self._reported = (0.0, NodeReport())
         self._over = threading.Event()
         self._why = ""
         self.num_foreign = 0
@@ -176,11 +177,11 @@ class Host:
 
     def _report_transfers(self, now: float) -> None:
         at, before = self._reported
-        if now - at >= REPORT_EVERY_S and (counts := self._fetches.counts()) != before:
-            self._reported = (now, counts)
-            report = NodeReport(
-                num_fetches=counts.num_fetches, num_failed_fetches=counts.num_failed, num_bytes=counts.num_bytes
-            )
+        if now - at < REPORT_EVERY_S:
+            return
+        report = node_report(self._fetches.counts(), self._parts.links.report())
+        self._reported = (now, report)
+        if report != before:
             self._post.notify(self._order.head.id, report)
 
     def _watch_steps(self) -> None:

@@ -10,6 +10,7 @@ from cluster import codec
 from cluster.api.v1.post_pb2 import NodeStarted, Peer
 from cluster.live.config import NodeSettings
 from cluster.live.handshake import ClusterToken
+from core.costs import NodeCosts
 from core.events import NodeJoined
 from core.ids import NodeId
 from core.mix import Mix, NodeSpec
@@ -48,12 +49,15 @@ class NodeOrder:
         """The inverse of `pack`."""
         words = json.loads(data)
         settings = NodeSettings(**words["settings"])
-        costs = words["settings"]["costs"]
+        costs, step_costs = words["settings"]["costs"], words["settings"]["step_costs"]
         return NodeOrder(
             name=words["name"],
             mix=Mix(**words["mix"]),
             settings=replace(
-                settings, model=Path(settings.model), costs=None if costs is None else PreemptionCosts(**costs)
+                settings,
+                model=Path(settings.model),
+                costs=None if costs is None else PreemptionCosts(**costs),
+                step_costs=None if step_costs is None else NodeCosts(**step_costs),
             ),
             timers=Timers(**words["timers"]),
             head=HeadPlace(**words["head"]),

@@ -1,6 +1,6 @@
 """What one run is about: nodes, requests, costs, timers, possible faults. Drawn from a seed, or written by hand."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from random import Random
 
@@ -73,7 +73,8 @@ class Scenario:
     """One run. `fault_rate` scales how often faults happen; `fenced_transport`: a revoked lease cannot be read through.
 
     `overcommit`: the scheduler books for short answers only, so that pools run full and rows are preempted.
-    `by_hand`: somebody breaks things from outside. `rebalance_gap`: see `SchedulerConfig`.
+    `by_hand`: somebody breaks things from outside. `rebalance_gap`: see `SchedulerConfig`. `policy` routes, by name;
+    `predicts`: who is predicted to miss its SLO is refused, and credits go by learned lengths.
     """
 
     seed: int
@@ -90,6 +91,8 @@ class Scenario:
     overcommit: bool = False
     by_hand: bool = False
     rebalance_gap: float | None = None
+    policy: str = "least_loaded"
+    predicts: bool = False
 
     @property
     def may_fail(self) -> bool:
@@ -146,7 +149,7 @@ def draw(seed: int) -> Scenario:
 
     One in five is tight: small pools, long answers, and host memory near.
     """
-    chance, moving = Random(seed), Random(f"rows that move in {seed}")
+    chance, moving, routing = Random(seed), Random(f"rows that move in {seed}"), Random(f"routing of {seed}")
     faults = frozenset(fault for fault in DRAWN if chance.random() < 0.5) if chance.random() < 0.9 else frozenset()
     if moving.random() < 0.4:
         faults |= {Fault.DRAIN}
@@ -154,10 +157,15 @@ def draw(seed: int) -> Scenario:
     gateways = tuple(GatewayId(f"gateway-{i}") for i in range(chance.randint(1, 2)))
     is_tight = chance.random() < 0.2
     nodes = _draw_nodes(chance, is_tight)
+    lengths = (6, 10, 14) if is_tight else (1, 2, 4, 6, 10, 14)
+    arrivals = _draw_arrivals(chance, block_size, gateways, faults, lengths)
+    is_goodput = routing.random() < 0.3
+    if is_goodput:
+        arrivals = tuple(_perhaps_offline(arrival, routing) for arrival in arrivals)
     return Scenario(
         seed,
         nodes,
-        _draw_arrivals(chance, block_size, gateways, faults, (6, 10, 14) if is_tight else (1, 2, 4, 6, 10, 14)),
+        arrivals,
         block_size=block_size,
         gateways=gateways,
         timers=shrunk(chance.choice((0.06, 0.1, 0.16))),
@@ -167,7 +175,16 @@ def draw(seed: int) -> Scenario:
         fenced_transport=chance.random() < 0.5,
         overcommit=is_tight or chance.random() < 0.6,
         rebalance_gap=moving.choice((None, None, None, 0.05, 0.2)),
+        policy="goodput" if is_goodput else "least_loaded",
+        predicts=is_goodput and bool(faults & HARMFUL),
     )
+
+
+def _perhaps_offline(arrival: Arrival, chance: Random) -> Arrival:
+    """One in six asks for what the others leave idle."""
+    if chance.random() >= 1 / 6:
+        return arrival
+    return replace(arrival, request=replace(arrival.request, priority=-1))
 
 
 def _draw_nodes(chance: Random, is_tight: bool) -> tuple[NodePlan, ...]:

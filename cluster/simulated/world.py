@@ -28,7 +28,7 @@ from core.events import (
 from core.ids import OPERATOR, SCHEDULER, Address, AttemptId, GatewayId, NodeId, RequestId
 from core.mix import NodeSpec, mix_of
 from scheduler.config import SchedulerConfig
-from scheduler.policies.least_loaded import LeastLoaded
+from scheduler.policies.build import policy_of
 from scheduler.scheduler import Scheduler
 
 FAILURES = frozenset({AttemptEnd.KV_LOST, AttemptEnd.KV_CORRUPT, AttemptEnd.STEP_FAILED})
@@ -49,7 +49,8 @@ class World:
         self.watch = Watch()
         links = Links(self.loop, delays_of(scenario), self._deliver)
         self.place = Place(self.loop, links, scenario.costs, dice_of(scenario), self.watch, scenario.fenced_transport)
-        self.scheduler = Scheduler(_scheduler_config(scenario), LeastLoaded())
+        config = _scheduler_config(scenario)
+        self.scheduler = Scheduler(config, policy_of(scenario.policy, config))
         self._lives = RequestLives(self.scheduler, self.watch)
         self.doors = {
             gateway: Door(gateway, scenario.timers, self.loop, links, self.watch) for gateway in scenario.gateways
@@ -256,4 +257,6 @@ def _scheduler_config(scenario: Scenario) -> SchedulerConfig:
         rejoin_wait_s=wait_s,
         rebalance_gap=scenario.rebalance_gap,
         timers=scenario.timers,
+        refuses_unattainable=scenario.predicts,
+        learns_lengths=scenario.predicts,
     )

@@ -1,0 +1,69 @@
+"""How long a step really takes in a simulated fleet, and the straight line that its scheduler is told instead."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from core.costs import NodeCosts
+from engine.cost_fit import fit
+
+Chunks = Sequence[tuple[int, int]]
+"""Of each prompt in a step: (tokens computed now, tokens before them)."""
+
+_CHUNKS = (64, 256, 512, 2048, 8192)
+_BEFORE = (0, 2048, 16384)
+_ROWS = (1, 4, 16, 64, 256)
+_CONTEXTS = (128, 1024, 8192)
+
+
+class StepTruth(Protocol):
+    """Times of one node's steps. `num_extrapolated` counts the steps that its data did not cover; it only rises."""
+
+    num_extrapolated: int
+
+    def step_s(self, chunks: Chunks, num_rows: int, row_context: int) -> float:
+        """Seconds of a step that computes these chunks and decodes so many rows, which attend to `row_context` tokens
+        together. Falls in none of them."""
+        ...
+
+    def belief(self) -> NodeCosts:
+        """The straight line closest to it: all that a scheduler may know."""
+        ...
+
+
+def pairs_of(chunks: Chunks) -> float:
+    """For each token of these chunks, the tokens that it attends to: n tokens after c others are n·c + n²/2."""
+    return sum(tokens * (before + tokens / 2) for tokens, before in chunks)
+
+
+def belief_of(step_s: Callable[[Chunks, int, int], float]) -> NodeCosts:
+    """Fits a straight line to steps of all usual sizes: one chunk alone, and rows alone."""
+    prefills = [(tokens, before) for tokens in _CHUNKS for before in _BEFORE]
+    terms = [(1.0, float(tokens), pairs_of([(tokens, before)])) for tokens, before in prefills]
+    fixed, per_token, per_pair = fit(terms, [step_s([chunk], 0, 0) for chunk in prefills])
+    decodes = [(rows, rows * context) for rows in _ROWS for context in _CONTEXTS]
+    terms = [(1.0, float(rows), float(context)) for rows, context in decodes]
+    decode, per_row, per_context = fit(terms, [step_s((), rows, context) for rows, context in decodes])
+    return NodeCosts(fixed, decode, per_token, per_pair, per_row, per_context)
+
+
+@dataclass(slots=True)
+class StraightTruth:
+    """Steps that cost exactly what a `NodeCosts` says; a mixed step costs its fixed part once, the larger one."""
+
+    costs: NodeCosts
+    num_extrapolated: int = field(default=0, init=False)
+
+    def step_s(self, chunks: Chunks, num_rows: int, row_context: int) -> float:
+        """By the straight line."""
+        costs = self.costs
+        seconds = costs.per_row_s * num_rows + costs.per_row_context_s * row_context
+        if not chunks:
+            return costs.decode_fixed_s + seconds
+        num_tokens = sum(tokens for tokens, _ in chunks)
+        fixed = max(costs.prefill_fixed_s, costs.decode_fixed_s) if num_rows else costs.prefill_fixed_s
+        return fixed + costs.per_prefill_token_s * num_tokens + costs.per_prefill_pair_s * pairs_of(chunks) + seconds
+
+    def belief(self) -> NodeCosts:
+        """Itself."""
+        return self.costs
