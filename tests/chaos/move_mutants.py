@@ -96,7 +96,7 @@ def keep_a_row_that_is_gone(patch: Patch) -> None:
 
 MOVE_MUTANTS = (
     Mutant(trust_the_digests_of_a_restored_row, (15, 85)),
-    Mutant(run_on_while_leaving, (22,)),
+    Mutant(run_on_while_leaving, (80,)),
     Mutant(leave_the_newest_token_behind, (15,)),
     Mutant(take_a_claimed_row_back, (268, 309)),
     Mutant(never_say_that_all_is_here, (50,)),

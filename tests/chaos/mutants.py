@@ -13,7 +13,7 @@ from core.ids import SCHEDULER, number_of, request_of
 from core.lifecycle import DecodeState
 from decode_worker import intake as intake_room
 from decode_worker.intake import Intake
-from decode_worker.reservations import Incoming, fetch_parts, reserve
+from decode_worker.reservations import Incoming, fetch_parts, leader_for, reserve
 from decode_worker.rows import Rows
 from engine.blocks import BlockPool
 from engine.fake import FakeExecutor
@@ -48,6 +48,15 @@ def fetch_without_a_claim(patch: Patch) -> None:
         return commands
 
     patch.setattr(Intake, "admit", admit)
+
+
+def follow_one_that_is_over(patch: Patch) -> None:
+    def follows(self: Intake, incoming: Incoming) -> bool:
+        if incoming.follows is None:
+            incoming.follows = leader_for(incoming, self._incoming.values(), self._pool)
+        return incoming.follows is not None
+
+    patch.setattr(Intake, "_follows", follows)
 
 
 def prefill_ignores_the_loss_of_a_reader(patch: Patch) -> None:
@@ -298,13 +307,14 @@ MUTANTS = (
     Mutant(expire_claimed_leases, (3,)),
     Mutant(free_claimed_blocks_at_drop, (0,)),
     Mutant(fetch_without_a_claim, (0,)),
+    Mutant(follow_one_that_is_over, (177, 764)),
     Mutant(prefill_ignores_the_loss_of_a_reader, (0,)),
     Mutant(decode_ignores_the_loss_of_a_lender, (3,)),
     Mutant(a_failed_lender_says_nothing, (97, 323)),
     Mutant(free_blocks_that_a_fetch_still_fills, (1,)),
     Mutant(mark_instead_of_free_at_drop, (1,)),
     Mutant(free_a_row_that_is_in_a_step, (0,)),
-    Mutant(free_a_prompt_that_is_in_a_step, (290,)),
+    Mutant(free_a_prompt_that_is_in_a_step, (260,)),
     Mutant(reuse_blocks_under_the_same_generation, (3511, 5349)),
     Mutant(keep_the_content_key_of_an_evicted_block, (0,)),
     Mutant(skip_the_generation, (3511, 5349)),
@@ -318,9 +328,9 @@ MUTANTS = (
     Mutant(drop_without_an_answer, (1,)),
     Mutant(mixes_in_the_order_of_arrival, (0,)),
     Mutant(reap_only_when_something_runs, (281, 296)),
-    Mutant(never_ask_for_lost_tokens, (390,)),
+    Mutant(never_ask_for_lost_tokens, (1507,)),
     Mutant(promise_more_than_there_is, (0,)),
-    Mutant(return_credits_at_the_end_of_the_stream, (26,)),
+    Mutant(return_credits_at_the_end_of_the_stream, (62,)),
     Mutant(resume_before_fencing, (5,)),
     Mutant(streams_listen_to_old_attempts, (5,)),
     Mutant(streams_pass_gaps_on, (16,)),

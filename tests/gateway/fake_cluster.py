@@ -34,12 +34,15 @@ from core.mix import mix_of
 from core.request import Request, num_packed, unpack_tokens
 from core.stats import BlockCounts, NodeStats, Timing
 from core.step import TokenLogprobs
+from core.transfer import PeerLink, TransferReport
 
 VOCAB_SIZE = 300
 MAX_MODEL_LEN = 512
 TIMING = Timing(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, num_cached_tokens=2)
 CHAT_TEMPLATE = "{% for m in messages %}<user>{{ m['content'] }}</user>{% endfor %}{{ eos_token }}"
 STATS = NodeStats(3, 1, 2, 0, 4, BlockCounts(36, 1, 2, 3, 4, 5, 6, 7, 8), 0, 99, 0.01, 0)
+
+TRANSFERS = TransferReport((PeerLink(NodeId("d@1"), "shm", "shm (as asked)"),), (("fallback", 2),))
 
 
 def tiny_tokenizer(vocab_size: int = VOCAB_SIZE) -> HFTokenizer:
@@ -188,7 +191,7 @@ class FakeCluster:
 
 def node(name: str, role: str) -> NodeState:
     """A node that serves `role`."""
-    return NodeState(NodeId(name), 4711, "actor", mix_of(role, 512, 16, 3), STATS, 1234, 7)
+    return NodeState(NodeId(name), 4711, "actor", mix_of(role, 512, 16, 3), STATS, 1234, 7, TRANSFERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,6 +264,8 @@ def test_get_cluster_shows_nodes_ledgers_and_counters() -> None:
             1234,
             7,
         )
+        assert [(it.peer, it.transport, it.why) for it in first.kv_links] == [("d@1", "shm", "shm (as asked)")]
+        assert [(it.name, it.value) for it in first.kv_counters] == [("fallback", 2)]
         assert (first.mix.epoch, first.running_rows, first.queued_tokens, first.leases) == (3, 4, 3, 2)
         assert [ledger.outcome for ledger in cluster.requests] == ["finished", "refused"]
         assert cluster.requests[0].usage.completion_tokens == 40

@@ -146,7 +146,10 @@ def layout_id() -> LayoutId:
 
 
 def build_parrot(order: NodeOrder, progress: Callable[[str, float], None]) -> NodeParts:
-    """A parrot with a real slab and transport; names beginning with `bad` cannot be configured."""
+    """A parrot with a real slab and transport; names beginning with `bad` cannot be configured.
+
+    Those that begin with `odd` have KV of another layout than all others.
+    """
     progress("hatching", 0.5)
     if order.name.startswith("bad"):
         raise ConfigError(["a bad bird"])
@@ -154,7 +157,8 @@ def build_parrot(order: NodeOrder, progress: Callable[[str, float], None]) -> No
         os._exit(3)
     node = mint_node_id(order.name)
     slab = Slab.anonymous(SlabShape(LAYOUT, 4), node)
-    links = Links([ShmTransport(node, layout_id(), slab, order.token.secret)])
+    layout = LayoutId("odd.layout") if order.name.startswith("odd") else layout_id()
+    links = Links([ShmTransport(node, layout, slab, order.token.secret)])
     spec = NodeSpec(layout_id(), LAYOUT, 4, 64, order.mix)
     return NodeParts(node, spec, Parrot(node), ParrotSteps(), links, slab)
 

@@ -253,7 +253,7 @@ def view_of(d: list[int], e: list[int], layout: str = "l") -> ClusterView:
     for node, rows, name in ((D, d, "l"), (E, e, layout)):
         view.join(node, NodeSpec(LayoutId(name), KV, 20, 4096, mix_of("decode", 16, 8)))
         for i, blocks in enumerate(rows):
-            view.book(AttemptId(f"{node}{i}#0"), node, Booking(blocks, 0, 1))
+            view.book(AttemptId(f"{node}{i}#0"), node, Booking(blocks, 0, 1), 0.0)
     return view
 
 

@@ -59,6 +59,9 @@ def test_serve_answers_generate_and_ends_well_at_a_signal() -> None:
         line = server.stdout.readline()
         assert "serving penstock-embedded on " in line, line
         address = line.partition(" on ")[2].partition(";")[0]
+        more = [server.stdout.readline() for _ in range(3)]
+        assert "KV moves by shm (automatic: both nodes on one host" in more[-1], more
+        assert more[-1].endswith("decode-0 and prefill-0\n"), more
         done = penstock("generate", "What is a penstock?", "--address", address, "--temperature", "0", "--timing")
         assert done.returncode == 0, done.stderr
         assert "water" in done.stdout

@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import PeerLost
 from core.ids import NodeId
-from kv_transfer import door, knock
+from kv_transfer import guests, knock
 from kv_transfer.door import Door
 from kv_transfer.handshake import NONCE_BYTES, PROOF_BYTES, proof
 from kv_transfer.knock import DONE, GREETING, LENGTH, READING, is_open
@@ -122,7 +122,7 @@ def test_a_proof_opens_the_door_once_and_covers_the_name(served: Served) -> None
 
 
 def test_a_silent_guest_is_sent_away_and_holds_up_nobody(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(guests, "HANDSHAKE_S", 0.2)
     silent, _ = served.connect()
     monkeypatch.undo()
     knock.knock(OWNER, served.address, TOKEN, READER)[0].close()
@@ -130,7 +130,7 @@ def test_a_silent_guest_is_sent_away_and_holds_up_nobody(served: Served, monkeyp
 
 
 def test_one_guest_too_many_is_sent_away(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "MAX_GUESTS", 1)
+    monkeypatch.setattr(guests, "MAX_GUESTS", 1)
     first, _ = served.connect()
     assert is_sent_away(knock._connect(OWNER, served.address))
     first.close()
@@ -138,7 +138,7 @@ def test_one_guest_too_many_is_sent_away(served: Served, monkeypatch: pytest.Mon
 
 def test_another_user_of_this_machine_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
     served = Served(None)
-    monkeypatch.setattr(door, "is_same_user", lambda link: False)
+    monkeypatch.setattr(guests, "is_same_user", lambda link: False)
     with pytest.raises(PeerLost, match=r"turned away|broke off"):
         knock.knock(OWNER, served.address, TOKEN, READER)
     monkeypatch.setattr(knock, "is_same_user", lambda link: False)

@@ -14,7 +14,7 @@ import pytest
 from core.errors import ConfigError, LayoutMismatch, PeerLost
 from core.ids import NodeId
 from core.kv import SlabShape
-from kv_transfer import shm, shm_server
+from kv_transfer import guests, shm
 from kv_transfer.faults import NoFaults
 from kv_transfer.handshake import GREETING, NONCE_BYTES, PROOF_BYTES, proof
 from kv_transfer.shm import ShmTransport
@@ -121,7 +121,7 @@ def test_a_guest_that_speaks_after_the_handshake_is_sent_away(lender: LocalLende
 
 
 def test_a_silent_guest_is_sent_away_and_holds_up_nobody(lender: LocalLender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shm_server, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(guests, "HANDSHAKE_S", 0.2)
     silent, _ = knock(lender)
     monkeypatch.undo()
     with reader() as transport:
@@ -130,7 +130,7 @@ def test_a_silent_guest_is_sent_away_and_holds_up_nobody(lender: LocalLender, mo
 
 
 def test_one_guest_too_many_is_sent_away(lender: LocalLender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shm_server, "MAX_GUESTS", 2)
+    monkeypatch.setattr(guests, "MAX_GUESTS", 2)
     first, second = knock(lender)[0], knock(lender)[0]
     third = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     third.connect(f"\0{lender.binding().address}")
@@ -145,7 +145,7 @@ def test_another_user_is_sent_away_on_both_sides(lender: LocalLender, monkeypatc
         with pytest.raises(PeerLost, match="belongs to another user"):
             transport.bind(lender.binding())
         monkeypatch.undo()
-        monkeypatch.setattr(shm_server, "is_same_user", lambda link: False)
+        monkeypatch.setattr(guests, "is_same_user", lambda link: False)
         with pytest.raises(PeerLost, match="turned away"):
             transport.bind(lender.binding())
 

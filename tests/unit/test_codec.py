@@ -180,7 +180,7 @@ def test_an_unknown_name_is_refused_even_if_it_is_a_class_of_ours() -> None:
 
 def test_too_many_and_too_few_fields_are_refused() -> None:
     assert refused([1, "Tick", 0]) == "Tick: has 1 fields; Tick has 0"
-    assert refused([1, "StreamEnded", "r"]) == "StreamEnded: has 1 fields; StreamEnded has 2"
+    assert refused([1, "StreamEnded", "r"]) == "StreamEnded: has 1 fields; StreamEnded has 4"
 
 
 def test_a_bool_is_not_an_int() -> None:
@@ -223,7 +223,7 @@ def test_a_wrong_type_inside_a_column_is_named_with_its_place_when_encoding() ->
 
 
 def test_an_unknown_word_of_an_enum_is_refused_with_the_known_ones() -> None:
-    assert "StreamEnded.outcome: must be one of finished, refused" in refused([1, "StreamEnded", "r", "won"])
+    assert "StreamEnded.outcome: must be one of finished, refused" in refused([1, "StreamEnded", "r", "won", 0, None])
 
 
 def test_text_that_is_not_unicode_is_refused_both_ways() -> None:

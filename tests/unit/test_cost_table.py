@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.costs import preemption_costs, read_costs
+from cluster.costs import node_costs, preemption_costs, read_table
 from cluster.live.config import NodeSettings
 from cluster.live.handshake import ClusterToken
 from cluster.live.orders import HeadPlace, NodeOrder
 from cluster.simulated.measured import step_costs
+from core.costs import StepWork
 from core.errors import ConfigError
 from core.mix import mix_of
 from core.timers import Timers
@@ -140,11 +141,11 @@ def test_a_table_of_another_model_or_setting_is_refused_with_what_differs(tmp_pa
     path = tmp_path / "costs.json"
     table().write(path)
     node = NodeSettings(tmp_path)
-    assert read_costs(path, node, "d1").copy_s_per_block == pytest.approx(0.002)
+    assert read_table(path, node, "d1").recompute().copy_s_per_block == pytest.approx(0.002)
     with pytest.raises(ConfigError, match="weights are not those"):
-        read_costs(path, node, "d2")
+        read_table(path, node, "d2")
     with pytest.raises(ConfigError) as caught:
-        read_costs(path, replace(node, num_threads=2, block_size=32), "d1")
+        read_table(path, replace(node, num_threads=2, block_size=32), "d1")
     assert [word for word in ("--num-threads 1, not 2", "--block-size 16, not 32") if word in str(caught.value)] != []
     assert len(caught.value.problems) == 2
 
@@ -176,3 +177,12 @@ def test_what_the_samples_do_not_determine_is_zero() -> None:
 def test_a_curve_of_one_point_is_flat_and_a_surface_of_none_is_zero() -> None:
     assert Curve.through({8.0: 2.0}).at(1000) == 2.0
     assert Surface.through({}).at(5, 5) == 0.0
+
+
+def test_a_scheduler_predicts_with_the_line_through_its_steps_of_one_kind() -> None:
+    costs, known = node_costs(table()), table()
+    for tokens, before in ((64, 0), (256, 512)):
+        work = StepWork(1, 0, tokens, tokens * (before + tokens / 2))
+        assert costs.seconds(work) == pytest.approx(known.step_s(tokens, before, 0, 0), rel=0.1)
+    work = StepWork(0, 1, 0, 0.0, 8, 8 * 256)
+    assert costs.seconds(work) == pytest.approx(known.step_s(0, 0, 8, 256), rel=0.15)

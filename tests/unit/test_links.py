@@ -11,6 +11,7 @@ from cluster.live.transports import Endpoint, open_links
 from core.errors import LayoutMismatch, PeerLost
 from core.ids import AttemptId, LayoutId, NodeId
 from core.kv import FetchTarget, KVHandle, KVLayout, SlabShape
+from core.transfer import PeerLink, TransferReport
 from kv_transfer.choose import Place
 from kv_transfer.links import Links, Offer
 from kv_transfer.slab import Slab
@@ -113,7 +114,7 @@ def test_bytes_that_are_no_offer_of_one_node_are_refused_and_counted(packed: byt
     with links(Recorder("shm")) as made:
         with pytest.raises(LayoutMismatch):
             made.bind(packed)
-        assert made.counts() == {"refused": 1}
+        assert made.counts() == {"binding_refused.malformed": 1}
 
 
 def test_each_peer_is_read_by_the_best_way_of_its_pair(caplog: pytest.LogCaptureFixture) -> None:
@@ -136,9 +137,19 @@ def test_a_peer_with_nothing_in_common_is_refused_with_the_reason_and_counted() 
     with links(Recorder("shm")) as made:
         with pytest.raises(LayoutMismatch, match="owner@1: transport: nothing joins these two; both have: shm"):
             made.bind(offer("shm", place=ELSEWHERE))
-        assert made.counts() == {"refused": 1}
+        assert made.counts() == {"binding_refused.transport": 1}
         with pytest.raises(PeerLost, match="owner@1 is not bound"):
             made.fetch(HANDLE, INTO)
+
+
+def test_a_peer_of_another_layout_or_out_of_reach_is_counted_by_its_reason() -> None:
+    strange = Binding(OWNER, LayoutId("layout-b"), SHAPE, "shm", "shm-address")
+    with links(Recorder("shm")) as made, pytest.raises(LayoutMismatch):
+        made.bind(Offer(NEIGHBOUR, (strange,)).pack())
+    assert made.counts() == {"binding_refused.layout": 1}
+    with links(Recorder("shm", bindable=False)) as made, pytest.raises(PeerLost):
+        made.bind(offer("shm"))
+    assert made.counts() == {"binding_failed": 1}
 
 
 def test_a_way_that_was_asked_for_is_not_replaced_by_another() -> None:
@@ -185,6 +196,9 @@ def test_a_pair_whose_nccl_aborts_goes_on_by_the_host_path_within_the_same_fetch
         assert (nccl.deeds, gloo.deeds) == (["fetch"], ["fetch", "fetch"])
         assert (nccl.bound, gloo.bound) == (set(), {OWNER})
         assert made.counts() == {"fallback": 1}
+        assert made.report() == TransferReport(
+            (PeerLink(OWNER, "gloo", "gloo (instead of nccl: owner@1: aborted)"),), (("fallback", 1),)
+        )
         made.bind(offer("nccl", "gloo"))
         assert made.way_to(OWNER) == "nccl", "a new offer is a new start"
 

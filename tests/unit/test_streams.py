@@ -91,7 +91,7 @@ def test_opening_tells_the_scheduler_and_the_end_leaves_nothing_behind() -> None
     assert outputs == [
         Delivered(R, 1, (12,)),
         Ended(R, Outcome.FINISHED, FinishReason.LENGTH, TIMING, None, 2, 1),
-        Tell(SCHEDULER, StreamEnded(R, Outcome.FINISHED)),
+        Tell(SCHEDULER, StreamEnded(R, Outcome.FINISHED, 2, TIMING)),
     ]
     streams.check()
     assert streams.is_idle()
@@ -280,7 +280,7 @@ def test_a_stream_longer_than_its_log_fails_with_its_node() -> None:
     assert isinstance(ended, Ended)
     assert ended.error is not None
     assert (ended.outcome, ended.error.code, ended.num_tokens) == (Outcome.FAILED, "worker_lost", 3)
-    assert tell == Tell(SCHEDULER, StreamEnded(R, Outcome.FAILED))
+    assert tell == Tell(SCHEDULER, StreamEnded(R, Outcome.FAILED, 3))
 
 
 def test_the_newest_streams_lose_their_logs_when_all_together_are_too_long() -> None:
