@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 from cluster.simulated.cells import missing_cells, missing_faults
 from cluster.simulated.checks import check_end
 from cluster.simulated.report import Report, report_of
-from cluster.simulated.scenario import draw
+from cluster.simulated.scenario import Scenario, draw
 from cluster.simulated.world import World
 from core.request import SLO
 
@@ -29,8 +29,8 @@ SEEDS_PER_BATCH = 50
 SLO_OF_CHAOS = SLO(ttft_s=0.5, tpot_s=0.05)
 
 
-def run_seed(seed: int) -> Report:
-    """Run one seed to its end. Raises AssertionError on the first violation."""
+def run_seed(seed: int, draw: Callable[[int], Scenario] = draw) -> Report:
+    """Run one seed, whose scenario `draw` makes, to its end. Raises AssertionError on the first violation."""
     world = World(draw(seed))
     world.run(FAULTS_S, CALM_S)
     check_end(world)
@@ -88,13 +88,13 @@ class Tally:
         }
 
 
-def run_batch(start: int, count: int) -> Tally:
-    """Run `count` seeds; what fails is noted, not raised."""
+def run_batch(start: int, count: int, draw: Callable[[int], Scenario] = draw) -> Tally:
+    """Run `count` seeds, whose scenarios `draw` makes; what fails is noted, not raised."""
     tally, began = Tally(), time.process_time()
     for seed in range(start, start + count):
         tally.num_seeds += 1
         try:
-            tally.add(run_seed(seed))
+            tally.add(run_seed(seed, draw))
         except Exception as error:  # a seed that breaks in any way is a finding, and the next one is run
             tally.failures[seed] = f"{type(error).__name__}: {error}"
     tally.cpu_s = time.process_time() - began

@@ -95,13 +95,13 @@ def keep_a_row_that_is_gone(patch: Patch) -> None:
 
 
 MOVE_MUTANTS = (
-    Mutant(trust_the_digests_of_a_restored_row, (15, 85)),
-    Mutant(run_on_while_leaving, (80,)),
-    Mutant(leave_the_newest_token_behind, (15,)),
-    Mutant(take_a_claimed_row_back, (268, 309)),
-    Mutant(never_say_that_all_is_here, (50,)),
-    Mutant(free_what_was_not_taken, (28, 40)),
-    Mutant(have_the_executor_forget_what_is_only_offered, (28, 40)),
-    Mutant(keep_a_row_that_is_gone, (15,)),
+    Mutant(trust_the_digests_of_a_restored_row, (22, 57)),
+    Mutant(run_on_while_leaving, (80, 85)),
+    Mutant(leave_the_newest_token_behind, (6, 15)),
+    Mutant(take_a_claimed_row_back, (96, 268)),
+    Mutant(never_say_that_all_is_here, (7, 24)),
+    Mutant(free_what_was_not_taken, (13, 57)),
+    Mutant(have_the_executor_forget_what_is_only_offered, (13, 57)),
+    Mutant(keep_a_row_that_is_gone, (6, 15)),
 )
 """With seeds that a search has found; a change to the scenarios or the machines may ask for others."""

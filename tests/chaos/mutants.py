@@ -21,6 +21,7 @@ from prefill_worker.leases import LeaseBook
 from prefill_worker.worker import PrefillWorker
 from scheduler.scheduler import Scheduler
 from scheduler.view import NodeView
+from tests.chaos import deaths, stale
 from tests.chaos.mutant import Mutant, Patch
 
 # ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -122,14 +123,15 @@ def free_a_prompt_that_is_in_a_step(patch: Patch) -> None:
 
 
 def reuse_blocks_under_the_same_generation(patch: Patch) -> None:
-    original = BlockPool._take
+    original = BlockPool.allocate
 
-    def take(self: BlockPool, state: Any) -> int:
-        block = original(self, state)
-        self._generation[block] = 1
-        return block
+    def allocate(self: BlockPool, number: int, state: Any) -> tuple[int, ...] | None:
+        blocks = original(self, number, state)
+        for block in blocks or ():
+            self._generation[block] = 1
+        return blocks
 
-    patch.setattr(BlockPool, "_take", take)
+    patch.setattr(BlockPool, "allocate", allocate)
 
 
 def keep_the_content_key_of_an_evicted_block(patch: Patch) -> None:
@@ -304,37 +306,37 @@ def a_sampler_with_a_memory(patch: Patch) -> None:
 
 
 MUTANTS = (
-    Mutant(expire_claimed_leases, (3,)),
-    Mutant(free_claimed_blocks_at_drop, (0,)),
-    Mutant(fetch_without_a_claim, (0,)),
+    Mutant(expire_claimed_leases, (1, 3)),
+    Mutant(free_claimed_blocks_at_drop, (0, 1)),
+    Mutant(fetch_without_a_claim, (0, 1)),
     Mutant(follow_one_that_is_over, (177, 764)),
-    Mutant(prefill_ignores_the_loss_of_a_reader, (0,)),
-    Mutant(decode_ignores_the_loss_of_a_lender, (3,)),
-    Mutant(a_failed_lender_says_nothing, (97, 323)),
-    Mutant(free_blocks_that_a_fetch_still_fills, (1,)),
-    Mutant(mark_instead_of_free_at_drop, (1,)),
-    Mutant(free_a_row_that_is_in_a_step, (0,)),
-    Mutant(free_a_prompt_that_is_in_a_step, (260,)),
-    Mutant(reuse_blocks_under_the_same_generation, (3511, 5349)),
-    Mutant(keep_the_content_key_of_an_evicted_block, (0,)),
-    Mutant(skip_the_generation, (3511, 5349)),
-    Mutant(skip_the_digest, (8,)),
-    Mutant(decode_before_all_pieces_arrived, (7,)),
-    Mutant(decode_on_a_failed_fetch, (3,)),
-    Mutant(fill_the_blocks_in_another_order, (0,)),
-    Mutant(deliver_some_messages_twice, (2,)),
-    Mutant(a_node_keeps_no_tombstone, (4,)),
-    Mutant(the_scheduler_keeps_no_tombstone, (16,)),
-    Mutant(drop_without_an_answer, (1,)),
-    Mutant(mixes_in_the_order_of_arrival, (0,)),
-    Mutant(reap_only_when_something_runs, (281, 296)),
-    Mutant(never_ask_for_lost_tokens, (1507,)),
-    Mutant(promise_more_than_there_is, (0,)),
-    Mutant(return_credits_at_the_end_of_the_stream, (62,)),
-    Mutant(resume_before_fencing, (5,)),
-    Mutant(streams_listen_to_old_attempts, (5,)),
-    Mutant(streams_pass_gaps_on, (16,)),
-    Mutant(streams_repeat_what_they_sent, (2,)),
-    Mutant(a_sampler_with_a_memory, (0,)),
+    Mutant(prefill_ignores_the_loss_of_a_reader, (0, 1)),
+    Mutant(decode_ignores_the_loss_of_a_lender, (0, 1)),
+    Mutant(a_failed_lender_says_nothing, (26, 60)),
+    Mutant(free_blocks_that_a_fetch_still_fills, (8, 11)),
+    Mutant(mark_instead_of_free_at_drop, (0, 1)),
+    Mutant(free_a_row_that_is_in_a_step, (0, 1)),
+    Mutant(free_a_prompt_that_is_in_a_step, (260, 297)),
+    Mutant(reuse_blocks_under_the_same_generation, (0, 1), stale.draw),
+    Mutant(keep_the_content_key_of_an_evicted_block, (0, 1)),
+    Mutant(skip_the_generation, (0, 1), stale.draw),
+    Mutant(skip_the_digest, (14, 36)),
+    Mutant(decode_before_all_pieces_arrived, (1, 7)),
+    Mutant(decode_on_a_failed_fetch, (14, 36)),
+    Mutant(fill_the_blocks_in_another_order, (0, 1)),
+    Mutant(deliver_some_messages_twice, (0, 2)),
+    Mutant(a_node_keeps_no_tombstone, (4, 43)),
+    Mutant(the_scheduler_keeps_no_tombstone, (16, 39)),
+    Mutant(drop_without_an_answer, (0, 1)),
+    Mutant(mixes_in_the_order_of_arrival, (0, 42)),
+    Mutant(reap_only_when_something_runs, (34, 296)),
+    Mutant(never_ask_for_lost_tokens, (11, 21), deaths.draw),
+    Mutant(promise_more_than_there_is, (1, 2)),
+    Mutant(return_credits_at_the_end_of_the_stream, (62, 154)),
+    Mutant(resume_before_fencing, (5, 8)),
+    Mutant(streams_listen_to_old_attempts, (5, 8)),
+    Mutant(streams_pass_gaps_on, (4, 16)),
+    Mutant(streams_repeat_what_they_sent, (0, 2)),
+    Mutant(a_sampler_with_a_memory, (0, 1)),
 )
 """With seeds that a search has found; a change to the scenarios or the machines may ask for others."""
