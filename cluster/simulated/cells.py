@@ -35,6 +35,7 @@ SEEDS_FOR_RARE = {
     "prefill ending × Claimed": 5_000,
     "decode ending × KVFailed(kv_corrupt)": 1_000,
     "decode ending × Sealed": 1_000,
+    "decode leaving × StepFailed": 1_000,
     "decode fetching × ClaimAnswered": 1_000,
     "decode fetching × Tick": 1_000,
     "decode waiting × Tick": 1_000,
