@@ -72,6 +72,7 @@ class Inner(StrEnum):
     ROUTE = "a route is found, or refused"
     PLAN = "the next step takes it"
     ROOM = "blocks became free"
+    GIVE_WAY = "an online request needs the place of an offline one"
     PREEMPT = "blocks ran out: the youngest of the lowest class goes"
 
 
@@ -180,6 +181,7 @@ REQUEST = Table(
         (_R.WAITING, events.Tick, "waiting ended", "deadline or waiting time over: `RequestEnded`"),
         (_R.ROUTED, events.AttemptFinished, "routed waiting resuming ended", "return credits; refused: wait again, not "
          "a try; lost, failed or preempted: `AttemptLost`, and `Dropped` to the other node"),
+        (_R.ROUTED, Inner.GIVE_WAY, "resuming", "offline: `AttemptLost`, and `Dropped` to its nodes"),
         (_R.ROUTED, events.NodeLost, "routed resuming", "if it is still booked there: `AttemptLost`; it was on its way "
          "there: its node will say"),
         (_R.ROUTED, events.Stayed, "routed", "return the credits where it should have gone; offered: `Dropped` there"),

@@ -151,7 +151,7 @@ class RayLauncher:
         self._own_ray = True
         try:
             self._init()
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises bare ones too
             raise ConfigError([f"ray: {_first_line(error)}"]) from error
 
     def _init(self) -> None:
@@ -162,8 +162,8 @@ class RayLauncher:
             return
         try:
             self._init_own()
-        except RuntimeError as error:
-            if "Timed out" not in str(error):
+        except Exception as error:  # also where it raises it bare
+            if "timed out" not in str(error).lower():
                 raise
             LOG.warning("Ray did not come up in its own time, on a busy machine perhaps; once more: %s", error)
             ray.shutdown()
