@@ -45,12 +45,15 @@ class Outlook:
     """What a request that is at the door may expect: when its first token comes, and the time of each further one.
 
     `alone_s` is the first token's time if nobody else were there. `is_proven`: by prices that steps have confirmed.
+    `is_idle`: nodes that have nothing to do would serve it; then no past error counts, nor a slow handoff, or nothing
+    would ever show that they are over.
     """
 
     ttft_s: float
     alone_s: float
     tpot_s: float
     is_proven: bool
+    is_idle: bool = False
 
 
 def outlook(flight: Flight, demand: Demand, queue: WaitingQueue, view: ClusterView, now: float) -> Outlook:
@@ -64,6 +67,8 @@ def outlook(flight: Flight, demand: Demand, queue: WaitingQueue, view: ClusterVi
         before_s = max(before_s, (num_before + 1.0) / pace)
     if pair is None:
         return _without_room(demand, view, before_s, num_before)
+    if not len(queue) and not pair.prefill.bookings and not pair.decode.bookings:
+        return Outlook(pair.ttft_s, pair.prefill_s, pair.residents_s, pair.is_proven, is_idle=True)
     target = demand.request.slo.tpot_s if demand.request.slo is not None else inf
     rows_s = _until_room_s(pair, num_before, view, target) if demand.decodes else 0.0
     tpot_s = min(pair.tpot_s, target / (1.0 + max(0.0, view.predictor.tpot.safety))) if rows_s else pair.tpot_s
@@ -78,14 +83,18 @@ def unattainable(request: Request, demand: Demand, seen: Outlook, view: ClusterV
     if request.is_offline or not seen.is_proven:
         return None
     predictor, slo = view.predictor, request.slo
-    first_s = predictor.ttft.bound(seen.ttft_s, slo.ttft_s if slo is not None else 0.0)
-    each_s = predictor.tpot.bound(seen.tpot_s, slo.tpot_s if slo is not None else 0.0) if demand.decodes else 0.0
+    first_s, each_s = seen.ttft_s, seen.tpot_s if demand.decodes else 0.0
+    if not seen.is_idle:
+        first_s = predictor.ttft.bound(first_s, slo.ttft_s if slo is not None else 0.0)
+        each_s = predictor.tpot.bound(each_s, slo.tpot_s if slo is not None and demand.decodes else 0.0)
     if slo is not None and first_s > slo.ttft_s:
         text = f"its first token would come after {first_s:.3g} s, and its SLO is {slo.ttft_s:.3g} s"
         return _refused(request, text, None if seen.alone_s > slo.ttft_s else first_s - slo.ttft_s)
     if slo is not None and each_s > slo.tpot_s:
         text = f"its tokens would take {each_s:.3g} s each, and its SLO is {slo.tpot_s:.3g} s"
         return _refused(request, text, None)
+    if not seen.is_idle:  # a lax SLO makes no deadline tight: here errors are relative to what is predicted
+        first_s, each_s = predictor.ttft.bound(seen.ttft_s, 0.0), predictor.tpot.bound(each_s and seen.tpot_s, 0.0)
     end_s = first_s + each_s * max(0.0, demand.output_tokens - 1.0)
     if end_s > request.deadline_s:
         text = f"its answer would be complete after {end_s:.3g} s, and its deadline is {request.deadline_s:.3g} s"

@@ -33,7 +33,7 @@ class Belief:
     one took together, and what they consisted of. With told prices two factors are fitted to that, one for what prompts
     add to a step and one for the rest; where nothing was told, each price is fitted, from `NEUTRAL` on. Both fits are
     least squares of relative errors, pulled towards what they begin with, so that what cannot be told apart stays as
-    it was.
+    it was: a node that only prefills says nothing of rows.
     """
 
     told: NodeCosts | None
@@ -70,8 +70,8 @@ class Belief:
         base = self.told or NEUTRAL
         self._two.add(_parts(base, work), busy_s)
         low, high = TOLD_BOUNDS if self.told else LEARNED_BOUNDS
-        start = self._two.common_scale()
-        solved = self._two.solve([start, start], PRIOR_WEIGHT)
+        start = [self._two.common_scale()] * 2 if self.num_reports == 1 else self.factors
+        solved = self._two.solve(start, PRIOR_WEIGHT)
         prefill, decode = (min(high, max(low, factor)) for factor in solved)
         self.factors = (prefill, decode)
         self.costs = _scaled(base, prefill, decode)

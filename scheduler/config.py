@@ -17,9 +17,10 @@ class SchedulerConfig:
     `refuses_unattainable`: turn away at the door who would miss SLO or deadline, by what is predicted with
     `safety_quantile`. `learns_lengths`: credits cover the growth that answers of the same tenant and class had, once
     some were seen. `max_ahead_s` is how much prefill work a node may have before it that predicts; what is beyond waits
-    here, where it can still be put in order. `patience_s` is how long a request waits rather than break the TPOT of
-    rows. A request without an SLO is ordered as if its first token were due after `due_s`. `tenant_shares` are weights
-    of tenants, 1 for those not named. KV moves at `handoff_bytes_per_s` after `handoff_latency_s`, until it is learned.
+    here, where it can still be put in order. `patience_s` is how long a request waits, at most, rather than break the
+    TPOT of rows. A request without an SLO is ordered as if its first token were due after `due_s`. `tenant_shares` are
+    weights of tenants, 1 for those not named. KV moves at `handoff_bytes_per_s` after `handoff_latency_s`, until it is
+    learned.
     """
 
     max_queued_requests: int = 1024

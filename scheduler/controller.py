@@ -30,6 +30,9 @@ from scheduler.view import ClusterView
 OTHER_LOAD = 1.5
 """A load is another one where tokens in or out are so many times as many or as few."""
 
+ENOUGH = 0.95
+"""Of what is planned for: whoever is forecast to meet so much is not changed for having little room beyond."""
+
 
 @dataclass(frozen=True, slots=True)
 class ControllerConfig:
@@ -91,7 +94,10 @@ class _Plan:
         return option.score(self.load.rate_rps)
 
     def gain(self, option: Option) -> float:
-        """How much more that is than what is, as a share."""
+        """How much more that is than what is, as a share. Room for more yet moves no nodes that are enough."""
+        if self.current.forecast.attainment >= ENOUGH:
+            before = max(_goodput(self.current), 1e-3 * self.load.rate_rps)
+            return _goodput(option) * option.trust / before - self.current.trust
         before = self.score(self.current)
         return (self.score(option) - before) / max(before, 1e-3 * self.load.rate_rps)
 

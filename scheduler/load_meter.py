@@ -160,6 +160,8 @@ class LoadMeter:
             return 1.0
         believed = load.mean_output
         each = min(believed, 1.2 * decoded / finished) if finished >= self._config.min_arrivals else believed
+        if self._since is not None and self._since > self._marks[0][0] and self._since > self._began_at:
+            return each / believed  # rows of before the step are no work of what comes now
         return max(decoded / span_s, load.rate_rps * each) / (load.rate_rps * believed)
 
     def slo(self) -> SLO | None:

@@ -44,8 +44,9 @@ class NodeView:
     Owns: its bookings and their sums. `prompts` counts those of its bookings: another attempt with an equal one
     computes only its last token there. `free_at`: when what waits there to be prefilled will be done. What prompts
     added to steps lately is `recent_s` seconds, as of `recent_at`, fading over `window_s`. `handoff_factor` corrects
-    what it should take to bring KV here. The offline class yields, so others are predicted without it: what it does is
-    summed up beside.
+    what it should take to bring KV here, by `num_handoffs` that were seen; when its card will have sent and brought
+    what is under way: `sends_at`, `brings_at`. The offline class yields, so others are predicted without it: what it
+    does is summed up beside.
     What `settle` derives stands here ready for the many who ask: whether it has any room to prefill or decode, prices
     in seconds, rates, the strictest TPOT of its rows. Invariant: after any change that they depend on, the node is in
     `changed`, until it is settled.
@@ -64,6 +65,7 @@ class NodeView:
         "booked_rows",
         "booked_tokens",
         "bookings",
+        "brings_at",
         "budget_tokens",
         "changed",
         "chunk_more_s",
@@ -77,6 +79,7 @@ class NodeView:
         "kv_bytes",
         "new_token_s",
         "node",
+        "num_handoffs",
         "offline_context",
         "offline_free_at",
         "offline_recent_s",
@@ -89,6 +92,7 @@ class NodeView:
         "recent_s",
         "row_s",
         "rows_s",
+        "sends_at",
         "slos",
         "spec",
         "stats",
@@ -126,6 +130,8 @@ class NodeView:
         self.recent_s = 0.0
         self.recent_at = 0.0
         self.handoff_factor = 1.0
+        self.num_handoffs = 0
+        self.sends_at = self.brings_at = -inf
         self.kv_bytes = spec.kv.bytes_per_token
         self.settle(1.0)
 
@@ -183,6 +189,11 @@ class NodeView:
                 self.free_at = max(self.free_at, now) + own_s
                 self.recent_s += delay_s
         self._add(booking, 1)
+
+    def note_handoff(self, source: "NodeView", moved_s: float, now: float) -> None:
+        """KV will come from there that takes its link so long."""
+        source.sends_at = max(source.sends_at, now) + moved_s
+        self.brings_at = max(self.brings_at, now) + moved_s
 
     def release(self, attempt: AttemptId) -> bool:
         """Give back what the attempt had booked; False where it had nothing."""

@@ -264,11 +264,15 @@ class _Node:
         moved, taken_in = 1.0 / rate_by_link(node, load), max(0.0, decodes - prefills)
         busy = taken_in * moved
         self._moved_s = moved * taken_in / max(decodes, 1e-9) / (1.0 - busy) if busy < 1.0 else math.inf
-        self._chunked = prefills * self._chunk.num * self.step_s
+        full = prefills * sum(tokens for tokens, _ in load.computed) / len(load.computed) * self.step_s / part.chunk
+        self._is_full = full >= 1.0
+        # chunks of one prompt follow each other; short prompts that come within one step share the next
+        each = prefills * self._chunk.num * self.step_s
+        self._chunked = 1.0 - (1.0 - full) * math.exp(min(0.0, full - each)) if full < 1.0 else 1.0
 
     def in_time(self, num_servers: int) -> float:
         """The share of prompts that are prefilled in time, at so many nodes like this one."""
-        if self.step_s == math.inf or self._chunked >= 1.0:
+        if self.step_s == math.inf or self._is_full:
             return 0.0
         node, load, chunk = self._part.ability, self._load, self._part.chunk
         rows_s = self._row_s * self._rows
@@ -280,14 +284,14 @@ class _Node:
 
     def in_pace(self) -> float:
         """The share of answers that come as fast as promised, and whose rows find room."""
-        if self.step_s == math.inf or self._chunked >= 1.0:
+        if self.step_s == math.inf or self._is_full:
             return 0.0
         prefilling = min(1.0, self._chunked) * self._load.mean_prompt / self._load.mean_context
         room = max_rows_of(self._part.ability, self._load) - prefilling - self._rows
         fits = _normal(room / math.sqrt(max(self._rows, 1.0)))
         rows_var = self._row_s**2 * self._rows * self._load.context_spread
         chunk_var = self._chunk.longer_s**2 * self._chunked * (1.0 - self._chunked)
-        run = self._chunk.num / (1.0 - self._chunked)
+        run = self._chunk.num / max(1.0 - self._chunked, 1e-9)
         spare_s = self._goal.slo.tpot_s - self.step_s
         met = 0.0
         for length in self._load.output_tokens:

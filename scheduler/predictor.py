@@ -17,7 +17,10 @@ from scheduler.search import best_pair
 if TYPE_CHECKING:
     from scheduler.view import ClusterView
 
-HANDOFF_LEARNING = 0.1
+HANDOFF_SLOWER, HANDOFF_FASTER = 0.03, 0.3
+"""What of a handoff's error is learned; the first ones count as much as all before them. A handoff is slower for those
+beside it, never faster than its link, so the fast ones say what the link does."""
+
 HANDOFF_BOUNDS = (0.02, 50.0)
 
 
@@ -25,7 +28,8 @@ HANDOFF_BOUNDS = (0.02, 50.0)
 class Expected:
     """What was predicted for an attempt, to be held against what it gets. `ttft_s` counts from the arrival.
 
-    `most_tpot_s`: so much its tokens might take before nobody more was let in beside it.
+    `handoff_s`: with the link to itself, had nothing been learned of it; whether it `waits_for_link`. `most_tpot_s`: so
+    much its tokens might take before nobody more was let in beside it.
     """
 
     slo: SLO | None
@@ -36,6 +40,7 @@ class Expected:
     decode: NodeId
     hit_tokens: int
     most_tpot_s: float = inf
+    waits_for_link: bool = False
 
 
 class Predictor:
@@ -95,14 +100,29 @@ class Predictor:
                 beside = pair.prefill
                 step_s = beside.step_s(0.0, pair.after_s) - beside.row_s
                 pair.beside_s = beside.slowed(step_s, now, beside.delay_s(pair.num_tokens, pair.pairs))
-            pair.handoff_s = self._handoff_s(pair, node)
-            pair.tpot_s += pair.handoff_s / max(1.0, demand.output_tokens - 1.0)
+            pair.handoff_s = self._handoff_s(demand, pair, node, now)
+            if node.num_handoffs:  # what was only guessed harms nobody
+                pair.tpot_s += pair.handoff_s / max(1.0, demand.output_tokens - 1.0)
 
-    def _handoff_s(self, pair: Pair, decode: NodeView) -> float:
-        """The tail: what was computed by the last step moves when the prefill is over, the rest went before."""
-        tokens = min(pair.num_tokens, pair.prefill.budget_tokens)
-        moved_s = tokens * decode.kv_bytes / self._config.handoff_bytes_per_s
-        return (self._config.handoff_latency_s + moved_s) * decode.handoff_factor
+    def _handoff_s(self, demand: Demand, pair: Pair, decode: NodeView, now: float) -> float:
+        """What is left to move when the prefill is over: what its last step computed, the rest went before; or all that
+        waits for the link of either node by then."""
+        free_s = max(pair.prefill.sends_at, decode.brings_at) - now - pair.ttft_s
+        factor, all_s = decode.handoff_factor, self._moved_s(demand.prefill_tokens, decode)
+        return max(factor * self._alone_s(pair), free_s + factor * (self._config.handoff_latency_s + all_s))
+
+    def _alone_s(self, pair: Pair) -> float:
+        """What the last step computed, over a link that does nothing else, had nothing been learned of it."""
+        tail = min(pair.num_tokens, pair.prefill.budget_tokens)
+        return self._config.handoff_latency_s + self._moved_s(tail, pair.decode)
+
+    def _moved_s(self, tokens: int, decode: NodeView) -> float:
+        return tokens * decode.kv_bytes / self._config.handoff_bytes_per_s
+
+    def book_handoff(self, demand: Demand, pair: Pair, now: float) -> None:
+        """All of the prompt's KV is going to take both links."""
+        node = pair.decode
+        node.note_handoff(pair.prefill, self._moved_s(demand.prefill_tokens, node) * node.handoff_factor, now)
 
     def _judge(self, demand: Demand, pair: Pair, now: float) -> None:
         """Slack and score."""
@@ -147,9 +167,7 @@ class Predictor:
             predicted = max(expected.tpot_s, self._filled_s(expected, now))
             self.tpot.learn(predicted, after_s / (num_tokens - 1), slo.tpot_s if expected.slo else 0.01, now)
         if expected.handoff_s > 0.0 and (decode := self._view.nodes.get(expected.decode)) is not None:
-            ratio = decode.handoff_factor * timing.handoff_s / expected.handoff_s
-            factor = decode.handoff_factor + HANDOFF_LEARNING * (ratio - decode.handoff_factor)
-            decode.handoff_factor = min(HANDOFF_BOUNDS[1], max(HANDOFF_BOUNDS[0], factor))
+            _learn_link(decode, timing.handoff_s / expected.handoff_s, waited=expected.waits_for_link)
 
     def _filled_s(self, expected: Expected, now: float) -> float:
         """What a token takes there now, up to where nobody more is let in: so far it is no error that others came."""
@@ -163,12 +181,24 @@ class Predictor:
         slo = demand.request.slo
         most_s = slo.tpot_s / (1.0 + max(0.0, self.tpot.safety)) if slo is not None else inf
         nodes = pair.prefill.node, pair.decode.node
-        return Expected(slo, ttft_s, pair.tpot_s, pair.handoff_s, *nodes, pair.hit_tokens, most_s)
+        alone_s = self._alone_s(pair) if pair.moves else 0.0
+        waits = pair.handoff_s > 1.01 * alone_s * pair.decode.handoff_factor
+        return Expected(slo, ttft_s, pair.tpot_s, alone_s, *nodes, pair.hit_tokens, most_s, waits)
 
     def forget(self, now: float) -> None:
         """Errors that are too old count no more."""
         self.ttft.forget(now)
         self.tpot.forget(now)
+
+
+def _learn_link(node: NodeView, ratio: float, *, waited: bool) -> None:
+    """A handoff took so many times what was configured: where it had to wait, its link is at least as fast as that."""
+    error = ratio - node.handoff_factor
+    if waited and error > 0.0:
+        return
+    node.num_handoffs += 1
+    weight = max(HANDOFF_SLOWER if error > 0.0 else HANDOFF_FASTER, 1.0 / node.num_handoffs)
+    node.handoff_factor = min(HANDOFF_BOUNDS[1], max(HANDOFF_BOUNDS[0], node.handoff_factor + weight * error))
 
 
 def _slack(margin: Margin, predicted: float, target: float) -> float:

@@ -149,6 +149,7 @@ class Router:
             booking = Booking(demand.prefill_blocks, tokens, 0, demand.prompt, pairs, is_offline=request.is_offline)
             view.book(attempt, route.prefill, booking, now)
             view.book(attempt, route.decode, Booking(demand.decode_blocks, 0, 1, b"", 0.0, *row), now)
+            view.predictor.book_handoff(demand, pair, now)
             view.prefixes.add(route.decode, demand.prefixes)
         view.prefixes.add(route.prefill, demand.prefixes)
         due_s = self._first_due_s(flight) - demand.waited_s

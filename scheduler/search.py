@@ -107,15 +107,19 @@ class _Search:
 
     def moved(self, half: Half, node: NodeView) -> None:
         """Judge a pair that hands over."""
-        _, prefill, num, pairs, bound, _ = half
+        first_s, prefill, num, pairs, bound, _ = half
         if bound < self.score and not self.demand.avoid:
             return
         demand, config = self.demand, self.config
         tail = num if num < prefill.budget_tokens else prefill.budget_tokens
-        handoff_s = config.handoff_latency_s + tail * node.kv_bytes / config.handoff_bytes_per_s
-        handoff_s *= node.handoff_factor
-        there_s = self.step_s(node)
-        own_s = there_s + handoff_s / max(1.0, demand.output_tokens - 1.0)
+        token_s = node.kv_bytes / config.handoff_bytes_per_s * node.handoff_factor
+        free_at = prefill.sends_at if prefill.sends_at > node.brings_at else node.brings_at
+        moved_s = free_at - self.now - first_s + demand.waited_s + demand.prefill_tokens * token_s
+        least_s = tail * token_s
+        handoff_s = config.handoff_latency_s * node.handoff_factor + (moved_s if moved_s > least_s else least_s)
+        there_s = own_s = self.step_s(node)
+        if node.num_handoffs:
+            own_s += handoff_s / max(1.0, demand.output_tokens - 1.0)
         beside_s = cost = 0.0
         if prefill.booked_rows:
             stay = prefill.answer_s / (prefill.answer_s + self.after_s)

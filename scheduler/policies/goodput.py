@@ -10,6 +10,10 @@ AHEAD = Refusal("in_line", "every node that could take it has enough to prefill 
 CROWDED = Refusal("in_line", "with one more row the rows of every node that has room would miss their TPOT")
 OFFLINE = Refusal("in_line", "no node has time to spare for the offline class")
 
+PATIENCE_SHARE = 0.25
+"""Of its target for the first token: where a long prompt harms a few rows wherever it goes, waiting longer for them to
+end costs those behind it more than they are worth."""
+
 OFFLINE_SLACK = 0.2
 """Of their TPOT, rows keep so much beside what the offline class adds."""
 
@@ -18,8 +22,9 @@ class Goodput:
     """Asks the predictor for the best pair, and sends the request there, or has it wait.
 
     It waits in the scheduler while nodes have `max_ahead_s` of prefill work before them, so that who comes later and is
-    more urgent, or has had less, can still go first; and, for at most `patience_s`, while it would push itself or rows
-    that run beyond their TPOT. The offline class goes where nothing waits and rows keep `OFFLINE_SLACK`.
+    more urgent, or has had less, can still go first; and, for at most `patience_s` or a quarter of its TTFT, while it
+    would push itself or rows that run beyond their TPOT. The offline class goes where nothing waits and rows keep
+    `OFFLINE_SLACK`.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -35,9 +40,13 @@ class Goodput:
             return _route(pair) if _is_idle(pair, now) else OFFLINE
         if pair.queue_s > self._max_ahead_s:
             return AHEAD
-        if pair.is_crowded and pair.is_proven and demand.waited_s < self._patience_s:
+        if pair.is_crowded and pair.is_proven and demand.waited_s < self._patience_of(demand):
             return CROWDED
         return _route(pair)
+
+    def _patience_of(self, demand: Demand) -> float:
+        slo = demand.request.slo
+        return self._patience_s if slo is None else min(self._patience_s, PATIENCE_SHARE * slo.ttft_s)
 
 
 def _is_idle(pair: Pair, now: float) -> bool:

@@ -167,5 +167,5 @@ def test_a_refusal_says_what_was_predicted() -> None:
     seen = node(scheduler.view, 0)
     error = refused(scheduler, request_of(8000, slo=SLO(1.0, 0.05)))
     assert error is not None
-    predicted = scheduler.predictor.ttft.bound(seen.prefill_s(8000, 8000 * 4000.0), 1.0)
+    predicted = seen.prefill_s(8000, 8000 * 4000.0)
     assert f"{predicted:.3g} s" in error.message

@@ -1,5 +1,6 @@
 """Predictions against sums by hand, and the quick search against the plain definition."""
 
+from dataclasses import replace
 from math import exp
 from random import Random
 
@@ -25,12 +26,16 @@ def predicted(
 
 
 def test_an_idle_pair_takes_what_the_prompt_and_the_handoff_take() -> None:
-    pair = predicted(view_of("prefill", "decode"), 0, 1, 1024)
+    view = view_of("prefill", "decode")
+    guessed = predicted(view, 0, 1, 1024)
+    node(view, 1).num_handoffs = 1
+    pair = predicted(view, 0, 1, 1024)
     assert pair.queue_s == 0.0
     assert pair.prefill_s == pytest.approx(2 * 0.010 + 1024 * 1e-4 + 1024 * 512 * 1e-7), "two chunks of 512"
     assert pair.handoff_s == pytest.approx(0.001 + 512 * 8 / 1e6), "the last chunk; the first went before"
     step_s = 0.008 + 2e-4 + (1024 + 50) * 1e-6
     assert pair.tpot_s == pytest.approx(step_s + pair.handoff_s / 99)
+    assert guessed.handoff_s == pair.handoff_s and guessed.tpot_s == step_s, "what is only guessed harms nobody"
     assert pair.slack > 0 and pair.moves
 
 
@@ -125,13 +130,40 @@ def test_reports_correct_predictions() -> None:
 def test_requests_that_end_teach_how_far_off_predictions_are() -> None:
     view = view_of("prefill", "decode")
     demand = demand_of(request_of(1024))
+    handoff_s = predicted(view, 0, 1, 1024).handoff_s
     for i in range(100):
         pair = view.predictor.pair(demand, node(view, 0), node(view, 1), 0.0)
         expected = view.predictor.expect(demand, pair, 0.6)
-        timing = Timing(queue_prefill_s=0.3, prefill_s=0.48, handoff_s=3 * pair.handoff_s, decode_s=99 * pair.tpot_s)
+        timing = Timing(queue_prefill_s=0.3, prefill_s=0.48, handoff_s=3 * handoff_s, decode_s=99 * pair.tpot_s)
         view.predictor.learn(expected, timing, 100, i / 10)
     assert view.predictor.ttft.safety == pytest.approx(0.3, abs=0.01)
-    assert node(view, 1).handoff_factor > 5, "each time it took thrice as long as was believed then"
+    assert node(view, 1).handoff_factor == pytest.approx(3.0), "whatever was believed in between"
+
+
+def test_a_handoff_waits_for_those_before_it() -> None:
+    view = view_of("prefill", "decode")
+    demand = demand_of(request_of(1024))
+    pairs = []
+    for _ in range(3):
+        pair = view.predictor.pair(demand, node(view, 0), node(view, 1), 0.0)
+        view.predictor.book_handoff(demand, pair, 0.0)
+        pairs.append(pair)
+    all_s = 1024 * 8 / 1e6
+    free = [predicted(view, 0, 1, 1024, now).handoff_s for now in (0.0, 1.0)]
+    assert free[0] == pytest.approx(max(pairs[0].handoff_s, 3 * all_s - pairs[0].ttft_s + 0.001 + all_s))
+    assert free[1] == pairs[0].handoff_s, "time passes"
+
+
+def test_what_waited_for_its_link_says_only_that_it_is_no_slower() -> None:
+    view = view_of("prefill", "decode")
+    demand = demand_of(request_of(1024))
+    pair = view.predictor.pair(demand, node(view, 0), node(view, 1), 0.0)
+    alone = view.predictor.expect(demand, pair, 0.6)
+    view.predictor.learn(alone, Timing(handoff_s=2 * pair.handoff_s, decode_s=1.0), 100, 0.0)
+    for factor, expected in ((9.0, 2.0), (1.0, 1.5)):
+        waits = replace(alone, waits_for_link=True)
+        view.predictor.learn(waits, Timing(handoff_s=factor * pair.handoff_s, decode_s=1.0), 100, 0.0)
+        assert node(view, 1).handoff_factor == pytest.approx(expected)
 
 
 def test_a_row_that_others_joined_within_what_was_promised_is_no_error() -> None:
