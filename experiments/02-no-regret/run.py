@@ -1,0 +1,214 @@
+"""No regret: the controller against the better of two tuned fixed arms in every cell of TTFT and TPOT. Simulated."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from cluster.plotting import pyplot
+from cluster.report_file import Figure, Sample, write_report
+from cluster.tune_plan import Candidate
+from cluster.workload.items import Workload
+from cluster.workload.spec import workload_of
+from core.request import SLO
+from experiments.arms import (
+    Found,
+    Runs,
+    adaptive,
+    aggregated,
+    arguments,
+    by_forecast,
+    disaggregated,
+    mean,
+    recipe_for,
+    roofline,
+    say,
+)
+
+TTFTS = (1.5, 2.0, 3.0, 6.0, 12.0)
+TPOTS = (0.010, 0.015, 0.020, 0.030, 0.050)
+NUM_NODES = 4
+CHUNKS = (256, 512, 1024, 2048)
+PREFILL_CHUNKS = (8192,)
+WORKLOAD = "lengths,in=lognormal:16000:0.6:64000,out=lognormal:400:0.6:2000,rate=4"
+START_RPS = 3.5
+WARM_UP_S = 10.0
+"""Requests that come before are served and not counted, in all arms: the controller begins without a plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One SLO. Goodputs, in requests per second, at `rate_rps`: the highest rate that either fixed arm holds."""
+
+    slo: SLO
+    together: Found
+    apart: Found
+    rate_rps: float
+    goodput_together: float
+    goodput_apart: float
+    goodput_adaptive: float
+    adaptive_rps: float
+    mix_changes: float
+
+    @property
+    def ratio(self) -> float:
+        """Adaptive over the better fixed arm, by goodput at the same rate: never above 1 / attainment."""
+        return self.goodput_adaptive / max(self.goodput_together, self.goodput_apart)
+
+    @property
+    def capacity_ratio(self) -> float:
+        """Adaptive over the better fixed arm, by the highest rate that each holds."""
+        return self.adaptive_rps / self.rate_rps
+
+
+def cell_of(runs: Runs, before: Cell | None) -> Cell | None:
+    """Tune both fixed arms, then all three at the same rate; None where neither fixed arm holds any rate."""
+    recipe = recipe_for(roofline("H200", "llama-3-8b"), runs.workloads[0])
+    together = _tuned(runs, aggregated(recipe, NUM_NODES, CHUNKS), before.together if before else None)
+    apart = _tuned(runs, disaggregated(recipe, NUM_NODES, PREFILL_CHUNKS), before.apart if before else None)
+    rate = max(together.rate_rps, apart.rate_rps)
+    if not rate:
+        return None
+    arm = adaptive(recipe, NUM_NODES)
+    changes = [float(runs.figures(arm, rate, seed)["mix_changes"]) for seed in range(len(runs.workloads))]
+    return Cell(
+        runs.slo,
+        together,
+        apart,
+        rate,
+        runs.goodput(together.candidate, rate),
+        runs.goodput(apart.candidate, rate),
+        runs.goodput(arm, rate),
+        runs.capacity(arm, rate),
+        mean(changes),
+    )
+
+
+def _tuned(runs: Runs, candidates: Sequence[Candidate], before: Found | None) -> Found:
+    """The best of them; the search begins with the best of the cell before, then goes by the closed forms."""
+    ordered = by_forecast(candidates, runs.workloads[0], runs.slo)
+    if before is not None:
+        ordered.sort(key=lambda each: str(each) != str(before.candidate))
+    return runs.best(ordered, before.rate_rps or START_RPS if before else START_RPS)
+
+
+def ordered_slos() -> list[tuple[float, float]]:
+    """All cells, the corners, edges and centre of the grid first: so far as a run gets, it is spread over the grid."""
+    coarse = list(product(TTFTS[::2], TPOTS[::2]))
+    return coarse + [slo for slo in product(TTFTS, TPOTS) if slo not in coarse]
+
+
+def grid_of(
+    workloads: Sequence[Workload],
+    slos: Sequence[tuple[float, float]],
+    on_cell: Callable[[list[Cell]], None],
+) -> list[Cell]:
+    """All cells in which a fixed arm holds a rate; each search begins where the cell before ended.
+
+    `on_cell` hears of every cell.
+    """
+    cells, before = list[Cell](), None
+    for ttft_s, tpot_s in slos:
+        cell = cell_of(Runs(workloads, SLO(ttft_s, tpot_s), warm_up_s=WARM_UP_S), before)
+        if cell is None:
+            say(f"TTFT {ttft_s:g} s, TPOT {1000 * tpot_s:g} ms: neither fixed arm holds any rate")
+            continue
+        cells.append(cell)
+        before = cell
+        say(_sentence(cell))
+        on_cell(cells)
+    return cells
+
+
+def figures_of(cells: Sequence[Cell]) -> dict[str, Figure]:
+    """Over the cells."""
+    found: dict[str, Figure] = {"cells": len(cells)}
+    for name in ("ratio", "capacity_ratio"):
+        values = [float(getattr(cell, name)) for cell in cells]
+        found |= {f"{name}_min": min(values), f"{name}_mean": mean(values), f"{name}_max": max(values)}
+    found["cells_better_together"] = sum(cell.together.rate_rps >= cell.apart.rate_rps for cell in cells)
+    return found
+
+
+def _sentence(cell: Cell) -> str:
+    return (
+        f"TTFT {cell.slo.ttft_s:g} s, TPOT {1000 * cell.slo.tpot_s:g} ms: {cell.together.candidate} holds "
+        f"{cell.together.rate_rps:.2f} req/s, {cell.apart.candidate} {cell.apart.rate_rps:.2f}, adaptive "
+        f"{cell.adaptive_rps:.2f}; at {cell.rate_rps:.2f} {cell.goodput_together:.2f}, {cell.goodput_apart:.2f}, "
+        f"{cell.goodput_adaptive:.2f}: {cell.ratio:.3f}; by capacity {cell.capacity_ratio:.3f}"
+    )
+
+
+def _sample(cell: Cell) -> Sample:
+    return {
+        "ttft_slo_s": cell.slo.ttft_s,
+        "tpot_slo_s": cell.slo.tpot_s,
+        "aggregated": str(cell.together.candidate),
+        "aggregated_rps": cell.together.rate_rps,
+        "disaggregated": str(cell.apart.candidate),
+        "disaggregated_rps": cell.apart.rate_rps,
+        "adaptive_rps": cell.adaptive_rps,
+        "at_rps": cell.rate_rps,
+        "aggregated_goodput_rps": cell.goodput_together,
+        "disaggregated_goodput_rps": cell.goodput_apart,
+        "adaptive_goodput_rps": cell.goodput_adaptive,
+        "adaptive_mix_changes": cell.mix_changes,
+        "ratio": cell.ratio,
+        "capacity_ratio": cell.capacity_ratio,
+    }
+
+
+def _save_plot(path: str, cells: Sequence[Cell]) -> None:
+    plt = pyplot()
+    ttfts, tpots = sorted({c.slo.ttft_s for c in cells}), sorted({c.slo.tpot_s for c in cells})
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    named = (
+        ("ratio", "adaptive over the better fixed arm,\ngoodput at the same rate"),
+        ("capacity_ratio", "adaptive over the better fixed arm,\nhighest rate with 90 % in time"),
+    )
+    for axes, (name, title) in zip(panels, named, strict=True):
+        values = [[float("nan")] * len(ttfts) for _ in tpots]
+        for cell in cells:
+            row, column = tpots.index(cell.slo.tpot_s), ttfts.index(cell.slo.ttft_s)
+            values[row][column] = getattr(cell, name)
+            letter = "a" if cell.together.rate_rps >= cell.apart.rate_rps else "d"
+            colour = "white" if values[row][column] < 0.65 else "black"
+            axes.text(column, row, f"{values[row][column]:.2f} {letter}", ha="center", va="center", color=colour)
+        image = axes.imshow(values, origin="lower", aspect="auto", cmap="PiYG", vmin=0.6, vmax=1.4)
+        axes.set_xticks(range(len(ttfts)), [f"{value:g}" for value in ttfts])
+        axes.set_yticks(range(len(tpots)), [f"{1000 * value:g}" for value in tpots])
+        axes.set(xlabel="TTFT, s", ylabel="TPOT, ms", title=title)
+        figure.colorbar(image, ax=axes)
+    figure.suptitle("Simulated. Better fixed arm: a aggregated, d disaggregated", fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run the grid, print, write."""
+    args = arguments(__doc__, _add_flags)
+    number = args.requests or (150 if args.quick else 200)
+    workloads = [workload_of([f"{WORKLOAD},requests={number}"], seed).workload for seed in range(args.seeds)]
+    slos = list(product(TTFTS[1::2], TPOTS[1::2])) if args.quick else ordered_slos()
+    grid_of(workloads, slos, lambda cells: _write(args, cells))
+
+
+def _write(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
+    """After every cell, so that a run that is ended early leaves what it finished."""
+    if not cells:
+        return
+    figures = figures_of(cells)
+    print("; ".join(f"{name} {value:.3f}" for name, value in figures.items()), flush=True)
+    if args.json:
+        write_report(args.json, "python -m experiments.02-no-regret.run", figures, [_sample(cell) for cell in cells])
+    if args.plot:
+        _save_plot(args.plot, cells)
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests", type=int, default=None, metavar="N", help="of each run (default: 200)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="workloads to take the mean over")
+
+
+if __name__ == "__main__":
+    main()
