@@ -28,11 +28,6 @@ class Capacity:
     is_bracketed: bool
 
 
-def attainment_curve(attain: Attain, rates: Sequence[float]) -> list[Point]:
-    """Attainment at every rate, in rising order."""
-    return [Point(rate, attain(rate)) for rate in sorted(rates)]
-
-
 def first_crossing(curve: Sequence[Point], target: float = TARGET) -> Capacity:
     """DistServe's way: linear interpolation where the curve first falls below the target; 0 if it begins below."""
     method = "first crossing, linear interpolation"

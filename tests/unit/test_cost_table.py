@@ -11,7 +11,7 @@ from cluster.costs import node_costs, preemption_costs, read_table
 from cluster.live.config import NodeSettings
 from cluster.live.handshake import ClusterToken
 from cluster.live.orders import HeadPlace, NodeOrder
-from cluster.simulated.measured import step_costs
+from cluster.simulated.truth_table import TableTruth
 from core.costs import StepWork
 from core.errors import ConfigError
 from core.mix import mix_of
@@ -88,9 +88,10 @@ def test_the_fit_finds_the_costs_that_the_samples_were_made_with() -> None:
 
 def test_a_node_and_the_simulator_take_their_costs_from_it() -> None:
     assert preemption_costs(table().recompute()).recompute_s(1000) == pytest.approx(0.002 + 0.1 + 3e-8 * 5e5, rel=0.01)
-    simulated = step_costs(table())
-    assert simulated.step_s(64, 0) == pytest.approx(truth_s(64, 0, 0, 0), rel=0.5)
-    assert simulated.per_context_s > 0
+    simulated = TableTruth(table())
+    assert simulated.step_s([(64, 0)], 0, 0) == pytest.approx(truth_s(64, 0, 0, 0), rel=0.05)
+    assert simulated.step_s([], 16, 16 * 512) == pytest.approx(truth_s(0, 0, 16, 512), rel=0.05)
+    assert simulated.belief().per_row_context_s > 0
 
 
 def test_its_error_is_that_on_steps_it_was_not_made_from() -> None:

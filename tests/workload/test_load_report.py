@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.capacity_search import Point, attainment_curve, bisected, first_crossing
+from cluster.capacity_search import Point, bisected, first_crossing
 from cluster.load_report import LOST_AT, LoadRun, load_report, lost_at
 from cluster.workload import gaps
 from cluster.workload.items import WorkItem
@@ -106,7 +106,7 @@ def test_each_request_is_held_to_its_own_slo() -> None:
 
 
 def test_the_first_crossing_lies_straight_between_the_points_around_it() -> None:
-    curve = attainment_curve({1.0: 1.0, 2.0: 0.95, 3.0: 0.75, 4.0: 0.95}.__getitem__, [4.0, 1.0, 2.0, 3.0])
+    curve = [Point(*point) for point in ((1.0, 1.0), (2.0, 0.95), (3.0, 0.75), (4.0, 0.95))]
     assert first_crossing(curve, 0.9).rate_rps == pytest.approx(2.25)
     assert first_crossing(curve[:2], 0.9).rate_rps == 2.0 and not first_crossing(curve[:2], 0.9).is_bracketed
     assert first_crossing([Point(1.0, 0.5)], 0.9).rate_rps == 0.0
