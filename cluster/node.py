@@ -285,15 +285,9 @@ class Node:
 
 def _work_of(decode: DecodeRows, prefill: PrefillRows) -> StepWork:
     """What a step consists of; a step that only copies or seals counts as one without rows."""
-    tokens = sum(prefill.num_tokens)
-    return StepWork(
-        1 if tokens else 0,
-        0 if tokens else 1,
-        tokens,
-        prefill.num_pairs,
-        len(decode.attempts),
-        decode.num_context,
-    )
+    tokens, rows, context = sum(prefill.num_tokens), len(decode.attempts), decode.num_context
+    mixed = (1, rows, context) if tokens and rows else (0, 0, 0)
+    return StepWork(1 if tokens else 0, 0 if tokens else 1, tokens, prefill.num_pairs, rows, context, *mixed)
 
 
 def _migrant_of(departure: Departure) -> Migrant:

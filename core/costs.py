@@ -1,6 +1,7 @@
 """What steps consist of and what that costs: the words in which nodes report and schedulers predict."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,7 +10,8 @@ class StepWork:
 
     A step with any prompt token is a prefill step, whatever else it does; one with rows only is a decode step.
     `prefill_pairs`: for each prompt token that is computed, the tokens it attends to (n tokens after c others:
-    n·c + n²/2). `row_context`: tokens that decode rows attend to.
+    n·c + n²/2). `row_context`: tokens that decode rows attend to. Of the prefill steps some are mixed, which have rows
+    too: `mixed_rows` and `mixed_context` are those rows and what they attend to.
     """
 
     num_prefill_steps: int = 0
@@ -18,6 +20,9 @@ class StepWork:
     prefill_pairs: float = 0.0
     num_rows: int = 0
     row_context: int = 0
+    num_mixed_steps: int = 0
+    mixed_rows: int = 0
+    mixed_context: int = 0
 
     def plus(self, other: "StepWork") -> "StepWork":
         """Both together."""
@@ -28,6 +33,9 @@ class StepWork:
             self.prefill_pairs + other.prefill_pairs,
             self.num_rows + other.num_rows,
             self.row_context + other.row_context,
+            self.num_mixed_steps + other.num_mixed_steps,
+            self.mixed_rows + other.mixed_rows,
+            self.mixed_context + other.mixed_context,
         )
 
     def repeated(self, num_runs: int) -> "StepWork":
@@ -47,12 +55,20 @@ class StepWork:
             self.prefill_pairs - earlier.prefill_pairs,
             self.num_rows - earlier.num_rows,
             self.row_context - earlier.row_context,
+            self.num_mixed_steps - earlier.num_mixed_steps,
+            self.mixed_rows - earlier.mixed_rows,
+            self.mixed_context - earlier.mixed_context,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class NodeCosts:
-    """Prices of a node's steps, in seconds: a straight line through what was measured or fitted.
+    """Prices of a node's steps, in seconds: straight lines through what was measured or fitted.
+
+    Prompts alone take `prefill_fixed_s` and what grows with them, rows alone `decode_fixed_s` and what grows with them.
+    A mixed step pays the larger fixed price once. Of what is then left, the smaller part hides behind the larger one as
+    far as `overlap` says: 0 where both take their own time, 1 where a chunk's arithmetic goes on while the memory is
+    read that rows wait for.
 
     A belief: what predicts from it is corrected by what steps then take. A simulator's truth is something else.
     """
@@ -63,10 +79,26 @@ class NodeCosts:
     per_prefill_pair_s: float
     per_row_s: float
     per_row_context_s: float
+    overlap: float = 0.0
+
+    @property
+    def mixed_fixed_s(self) -> float:
+        """What a mixed step takes beside all that grows."""
+        return max(self.prefill_fixed_s, self.decode_fixed_s)
+
+    def mixed_s(self, prompts_s: float, rows_s: float) -> float:
+        """A mixed step: `prompts_s` grow with its prompts, `rows_s` with its rows."""
+        fixed_s = self.mixed_fixed_s
+        return fixed_s + prompts_s + rows_s - self.overlap * self.hidden_s(fixed_s + prompts_s, rows_s)
+
+    def hidden_s(self, prompts_s: float, rows_s: float, num_steps: float = 1.0) -> float:
+        """How much of that many mixed steps would hide at full overlap; here `prompts_s` has the fixed price in it."""
+        fixed_s = num_steps * self.decode_fixed_s
+        return min(prompts_s, fixed_s + rows_s) - fixed_s
 
     def seconds(self, work: StepWork) -> float:
-        """What so much work takes."""
-        return (
+        """What so much work takes; of many steps together, all mixed ones are taken to be alike."""
+        seconds = (
             self.prefill_fixed_s * work.num_prefill_steps
             + self.decode_fixed_s * work.num_decode_steps
             + self.per_prefill_token_s * work.prefill_tokens
@@ -74,3 +106,28 @@ class NodeCosts:
             + self.per_row_s * work.num_rows
             + self.per_row_context_s * work.row_context
         )
+        if not work.num_mixed_steps:
+            return seconds
+        more_s = work.num_mixed_steps * (self.mixed_fixed_s - self.prefill_fixed_s)
+        return seconds + more_s - self.overlap * self.hidden_of(work)
+
+    def hidden_of(self, work: StepWork) -> float:
+        """How much of this work would hide at full overlap."""
+        num, share = work.num_mixed_steps, work.num_mixed_steps / max(1, work.num_prefill_steps)
+        grown_s = self.per_prefill_token_s * work.prefill_tokens + self.per_prefill_pair_s * work.prefill_pairs
+        rows_s = self.per_row_s * work.mixed_rows + self.per_row_context_s * work.mixed_context
+        return self.hidden_s(num * self.mixed_fixed_s + share * grown_s, rows_s, num)
+
+
+def with_overlap(costs: NodeCosts, mixed: Sequence[tuple[float, float, float]]) -> NodeCosts:
+    """The same prices with the overlap that fits mixed steps best, in relative terms.
+
+    Each of them is (seconds that grow with its prompts, seconds that grow with its rows, what it took).
+    """
+    fixed_s, much = costs.mixed_fixed_s, 0.0
+    found = 0.0
+    for prompts_s, rows_s, seconds in mixed:
+        hidden = costs.hidden_s(fixed_s + prompts_s, rows_s) / seconds
+        much += hidden * hidden
+        found += hidden * ((fixed_s + prompts_s + rows_s) / seconds - 1.0)
+    return replace(costs, overlap=min(1.0, max(0.0, found / much)) if much else 0.0)

@@ -1,12 +1,12 @@
 """What one node's steps are believed to cost: as it was told or as was learned, corrected by what steps then took."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 from core.costs import NodeCosts, StepWork
 from core.stats import NodeStats
 
-NEUTRAL = NodeCosts(0.008, 0.008, 5e-5, 2e-9, 5e-5, 2e-8)
+NEUTRAL = NodeCosts(0.008, 0.008, 5e-5, 2e-9, 5e-5, 2e-8, 0.5)
 """Where a node begins of which nothing is known: about a model of 8 B on one large GPU. What it really is shows within
 its first reports; until then nobody is refused for it."""
 
@@ -33,7 +33,8 @@ class Belief:
     one took together, and what they consisted of. With told prices two factors are fitted to that, one for what prompts
     add to a step and one for the rest; where nothing was told, each price is fitted, from `NEUTRAL` on. Both fits are
     least squares of relative errors, pulled towards what they begin with, so that what cannot be told apart stays as
-    it was: a node that only prefills says nothing of rows.
+    it was: a node that only prefills says nothing of rows. What hides in mixed steps is taken by the prices of before;
+    where nothing was told, how much of it does is fitted with them.
     """
 
     told: NodeCosts | None
@@ -42,8 +43,9 @@ class Belief:
     num_reports: int = 0
     _work: StepWork = field(default_factory=StepWork)
     _busy_s: float = 0.0
+    _learned: NodeCosts = NEUTRAL
     _two: "_Fit" = field(default_factory=lambda: _Fit(2))
-    _six: "_Fit" = field(default_factory=lambda: _Fit(6))
+    _seven: "_Fit" = field(default_factory=lambda: _Fit(7))
 
     def __post_init__(self) -> None:
         self.costs = self.told or NEUTRAL
@@ -68,7 +70,7 @@ class Belief:
 
     def _learn_factors(self, work: StepWork, busy_s: float) -> None:
         base = self.told or NEUTRAL
-        self._two.add(_parts(base, work), busy_s)
+        self._two.add(_parts(base, self.factors, work), busy_s)
         low, high = TOLD_BOUNDS if self.told else LEARNED_BOUNDS
         start = [self._two.common_scale()] * 2 if self.num_reports == 1 else self.factors
         solved = self._two.solve(start, PRIOR_WEIGHT)
@@ -78,30 +80,59 @@ class Belief:
 
     def _learn_prices(self, work: StepWork, busy_s: float) -> None:
         """Each price, beginning with the neutral ones as the two factors correct them."""
-        self._six.add(_terms(work), busy_s)
-        start = astuple(self.costs)
-        self.costs = NodeCosts(*self._six.solve_positive(start, SHAPE_WEIGHT))
+        before = self.costs if self.num_reports == 1 else self._learned
+        self._seven.add(_terms(before, work), busy_s)
+        found = NodeCosts(*self._seven.solve_positive(astuple(self.costs), SHAPE_WEIGHT))
+        self.costs = self._learned = replace(found, overlap=min(1.0, found.overlap))
 
 
-def _parts(costs: NodeCosts, work: StepWork) -> tuple[float, float]:
-    """Seconds of what prompts add to steps, and of all the rest."""
-    prompts = (
-        costs.prefill_fixed_s * work.num_prefill_steps
-        + costs.per_prefill_token_s * work.prefill_tokens
-        + costs.per_prefill_pair_s * work.prefill_pairs
-    )
-    return prompts, costs.seconds(work) - prompts
+def _parts(costs: NodeCosts, factors: tuple[float, float], work: StepWork) -> tuple[float, float]:
+    """Seconds of what prompts add to steps, and of all the rest. What hides is taken off the part it belongs to, as far
+    as is known with the factors of before."""
+    fixed_s = costs.prefill_fixed_s * (work.num_prefill_steps - work.num_mixed_steps)
+    prompts_s = costs.per_prefill_token_s * work.prefill_tokens + costs.per_prefill_pair_s * work.prefill_pairs + fixed_s
+    rows_s = costs.decode_fixed_s * work.num_decode_steps
+    rows_s += costs.per_row_s * work.num_rows + costs.per_row_context_s * work.row_context
+    if not work.num_mixed_steps:
+        return prompts_s, rows_s
+    now = _scaled(costs, *factors)
+    has_fixed = now.prefill_fixed_s >= now.decode_fixed_s
+    if has_fixed:
+        prompts_s += costs.prefill_fixed_s * work.num_mixed_steps
+    else:
+        rows_s += costs.decode_fixed_s * work.num_mixed_steps
+    return _less_hidden(costs, now, work, (prompts_s, rows_s), has_fixed=has_fixed)
 
 
-def _terms(work: StepWork) -> tuple[float, ...]:
-    """In the order of the fields of `NodeCosts`."""
+def _less_hidden(
+    costs: NodeCosts, now: NodeCosts, work: StepWork, parts: tuple[float, float], *, has_fixed: bool
+) -> tuple[float, float]:
+    """The parts without what hides; `has_fixed`: whether the fixed price of mixed steps is in that of prompts."""
+    prompts_s, rows_s = parts
+    num, overlap = work.num_mixed_steps, costs.overlap
+    grown_s = costs.per_prefill_token_s * work.prefill_tokens + costs.per_prefill_pair_s * work.prefill_pairs
+    beside_s = costs.per_row_s * work.mixed_rows + costs.per_row_context_s * work.mixed_context
+    rows_now_s = now.per_row_s * work.mixed_rows + now.per_row_context_s * work.mixed_context
+    if now.hidden_of(work) >= rows_now_s:
+        return prompts_s, rows_s - overlap * beside_s
+    hidden_s = grown_s * num / max(1, work.num_prefill_steps)
+    if not has_fixed:
+        return prompts_s - overlap * hidden_s, rows_s
+    return prompts_s - overlap * (hidden_s + num * costs.prefill_fixed_s), rows_s + overlap * num * costs.decode_fixed_s
+
+
+def _terms(before: NodeCosts, work: StepWork) -> tuple[float, ...]:
+    """In the order of the fields of `NodeCosts`; what hides, by the prices of before."""
+    num_mixed = work.num_mixed_steps
+    num_decode = 0 if before.prefill_fixed_s >= before.decode_fixed_s else num_mixed
     return (
-        float(work.num_prefill_steps),
-        float(work.num_decode_steps),
+        float(work.num_prefill_steps - num_decode),
+        float(work.num_decode_steps + num_decode),
         float(work.prefill_tokens),
         work.prefill_pairs,
         float(work.num_rows),
         float(work.row_context),
+        -before.hidden_of(work) if num_mixed else 0.0,
     )
 
 
@@ -113,6 +144,7 @@ def _scaled(costs: NodeCosts, prefill: float, decode: float) -> NodeCosts:
         costs.per_prefill_pair_s * prefill,
         costs.per_row_s * decode,
         costs.per_row_context_s * decode,
+        costs.overlap,
     )
 
 

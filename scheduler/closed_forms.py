@@ -108,6 +108,16 @@ def prefill_s(node: NodeAbility, tokens: float, pairs: float, chunk: int) -> flo
     return fixed_s + tokens * costs.per_prefill_token_s + pairs * costs.per_prefill_pair_s
 
 
+def prefill_beside_s(node: NodeAbility, tokens: float, pairs: float, chunk: int, rows_s: float) -> float:
+    """The same in steps with rows, which take `rows_s` of each."""
+    costs = node.costs
+    num_steps = math.ceil(max(tokens, 1.0) / chunk)
+    grown_s = tokens * costs.per_prefill_token_s + pairs * costs.per_prefill_pair_s
+    if not rows_s:
+        return num_steps * costs.prefill_fixed_s + grown_s
+    return num_steps * costs.mixed_s(grown_s / num_steps, rows_s)
+
+
 def prefill_times(node: NodeAbility, load: Load, chunk: int) -> tuple[float, ...]:
     """The time alone of each of the load's prompts."""
     return tuple(prefill_s(node, tokens, pairs, chunk) for tokens, pairs in load.computed)

@@ -68,8 +68,8 @@ class NodeView:
         "brings_at",
         "budget_tokens",
         "changed",
+        "chunk_fixed_s",
         "chunk_more_s",
-        "chunk_s",
         "context_s",
         "decode_fixed_s",
         "decode_s",
@@ -77,7 +77,6 @@ class NodeView:
         "free_at",
         "handoff_factor",
         "kv_bytes",
-        "new_token_s",
         "node",
         "num_handoffs",
         "offline_context",
@@ -85,6 +84,7 @@ class NodeView:
         "offline_recent_s",
         "offline_rows",
         "offline_s",
+        "overlap",
         "pair_s",
         "prefills",
         "prompts",
@@ -226,10 +226,9 @@ class NodeView:
         self.decode_fixed_s = costs.decode_fixed_s
         self.decode_s = costs.decode_fixed_s + self.rows_s
         self.budget_tokens = max(1, mix.prefill_tokens_per_step)
-        self.chunk_s = costs.prefill_fixed_s + self.rows_s
-        self.chunk_more_s = max(0.0, costs.prefill_fixed_s - costs.decode_fixed_s)
-        self.new_token_s = costs.per_prefill_token_s
-        self.token_s = costs.per_prefill_token_s + self.chunk_s / self.budget_tokens
+        self.chunk_fixed_s = costs.mixed_fixed_s if self.booked_rows else costs.prefill_fixed_s
+        self.chunk_more_s = costs.mixed_fixed_s - costs.decode_fixed_s
+        self.token_s, self.overlap = costs.per_prefill_token_s, costs.overlap
         self.answer_s = max(1e-9, mean_output * (self.decode_s + costs.per_row_s))
         self.window_s = min(LOAD_WINDOW_S[1], max(LOAD_WINDOW_S[0], self.answer_s))
         self.strictest_s = min(self.slos, default=inf)
@@ -243,20 +242,30 @@ class NodeView:
         return waits_s if waits_s > least_s else least_s
 
     def queue_s(self, num_tokens: int) -> float:
-        """To compute so many tokens of prompts that are as long as those booked here."""
+        """To compute so many tokens of prompts that are as long as those booked here, in full steps."""
         per_token = self.booked_pairs / self.booked_tokens if self.booked_tokens else 0.0
-        return num_tokens * (self.token_s + per_token * self.pair_s)
+        return self._steps_s(num_tokens / self.budget_tokens, num_tokens, num_tokens * per_token)
 
     def prefill_s(self, num_tokens: int, pairs: float) -> float:
         """From the first step of a prompt to the end of its last: in chunks, with the rows that decode here beside."""
-        seconds = num_tokens * self.token_s + pairs * self.pair_s
-        rest = self.budget_tokens - num_tokens
-        return seconds + rest * self.chunk_s / self.budget_tokens if rest > 0 else seconds
+        num_steps = num_tokens / self.budget_tokens
+        return self._steps_s(num_steps if num_steps > 1.0 else 1.0, num_tokens, pairs)
+
+    def _steps_s(self, num_steps: float, num_tokens: int, pairs: float) -> float:
+        """So many steps with these tokens in them."""
+        prompts_s = num_steps * self.chunk_fixed_s + num_tokens * self.token_s + pairs * self.pair_s
+        if not self.rows_s:
+            return prompts_s
+        rows_s = num_steps * self.decode_s
+        hidden_s = (prompts_s if prompts_s < rows_s else rows_s) - num_steps * self.decode_fixed_s
+        return prompts_s + num_steps * self.rows_s - self.overlap * hidden_s
 
     def delay_s(self, num_tokens: int, pairs: float) -> float:
-        """What a prompt adds to the steps of the rows here."""
+        """What a prompt adds to the steps of the rows here: what its chunks take beyond what hides behind the rows."""
         num_steps = -(-num_tokens // self.budget_tokens)
-        return num_tokens * self.new_token_s + pairs * self.pair_s + num_steps * self.chunk_more_s
+        prompts_s = num_steps * self.chunk_more_s + num_tokens * self.token_s + pairs * self.pair_s
+        rows_s = num_steps * self.rows_s
+        return prompts_s - self.overlap * (prompts_s if prompts_s < rows_s else rows_s)
 
     def step_s(self, context: float, after_s: float) -> float:
         """A step of rows in `after_s` seconds, one more among them: of those here now, some will have ended."""

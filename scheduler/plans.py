@@ -1,9 +1,10 @@
 """What a layout would do with a load: the closed forms of single nodes, put together.
 
-On a node that does both, a step with a chunk of c prompt tokens takes δ longer than one of rows alone. With d requests
-per second decoding there and p prefilled there, u = d·L·k + p·w is the share of time beyond the fixed price, w = δ
-times the chunks of a prompt; so a step takes t = a / (1 - u) on average, and a share φ = p·chunks·t of them has one.
-What one answer sees of that varies: it lives for L steps, and chunks come in runs of a whole prompt.
+On a node that does both, a step with a chunk of c prompt tokens takes longer than one of rows alone: by δ less what
+hides behind the rows, o·min(δ, rows). With d requests per second decoding there, p prefilled there and n chunks in a
+prompt, r = d·L·k·t seconds of a step are the rows', and a share φ = p·n·t of steps has a chunk; so the mean step t
+solves t = a + r + φ·(δ - o·min(δ, r)). What one answer sees of that varies: it lives for L steps, and chunks come in
+runs of a whole prompt.
 """
 
 import math
@@ -19,7 +20,7 @@ from scheduler.closed_forms import (
     max_rows_of,
     prefill_rate_alone,
     prefill_rate_by_ttft,
-    prefill_s,
+    prefill_beside_s,
     prefill_times,
     rate_by_link,
     share_taken,
@@ -131,7 +132,7 @@ class Forecaster:
             step = _ChunkStep.of(node, self.load, chunk)
             by_tpot = max(spare, 0.0) / step.weight_s
             rows_s = node.row_s(self.load.mean_context) * max_rows_of(node, self.load) / 4
-            busy_s = 1.0 / prefill_rate_alone(node, self.load) + step.num * (node.costs.prefill_fixed_s + rows_s)
+            busy_s = step.num * (node.costs.decode_fixed_s + rows_s + step.longer_s(rows_s))
             self._mixed[key] = min(by_tpot or math.inf, BUSY_SHARE / busy_s), decode
         return self._mixed[key]
 
@@ -157,7 +158,7 @@ class Forecaster:
         offered = self.load.rate_rps
         full = layout.attainment(offered)
         best = offered * full
-        rate = min(offered, 1.3 * layout.rate)
+        rate = min(offered, 1.3 * (1.0 + layout.overlap) * layout.rate)
         for _ in range(NUM_STEPS_DOWN if full < GOOD_ENOUGH else 0):
             goodput = rate * layout.attainment(rate)
             if goodput < 0.9 * best:
@@ -168,32 +169,57 @@ class Forecaster:
 
 @dataclass(frozen=True, slots=True)
 class _ChunkStep:
-    """A step with a chunk, beside one without: how many of them a mean prompt takes, how much longer each is."""
+    """A step with a chunk, beside one without: how many of them a mean prompt takes, how much longer each is.
+
+    `more_s` where nothing hides; of rows that take up to so long, `overlap` hides.
+    """
 
     num: float
-    longer_s: float
+    more_s: float
+    overlap: float
 
     @property
     def weight_s(self) -> float:
-        """What a prompt takes of a mixed node's time."""
-        return max(self.num * self.longer_s, 1e-9)
+        """What a prompt takes of a mixed node's time where there are no rows."""
+        return max(self.num * self.more_s, 1e-9)
+
+    def longer_s(self, rows_s: float) -> float:
+        """How much longer the step is, beside rows that take so long."""
+        return self.more_s - self.overlap * min(self.more_s, rows_s)
+
+    def step_s(self, fixed_s: float, prefills: float, rows_share: float) -> float:
+        """The mean step of a node that prefills so many prompts per second, and whose rows take such a share of any
+        step; infinite where no step is long enough. Two cases: the chunk is shorter than the rows, or longer."""
+        chunks = prefills * self.num
+        hidden = 1.0 - rows_share - chunks * self.more_s * (1.0 - self.overlap)
+        line, square = 1.0 - rows_share - chunks * self.more_s, self.overlap * chunks * rows_share
+        if hidden <= 0.0 or (line <= 0.0 and not square):
+            return math.inf
+        if rows_share * fixed_s >= self.more_s * hidden:
+            return fixed_s / hidden
+        return 2.0 * fixed_s / (line + math.sqrt(line * line + 4.0 * square * fixed_s))
 
     @classmethod
     def of(cls, node: NodeAbility, load: Load, chunk: int) -> "_ChunkStep":
         num = sum(math.ceil(max(tokens, 1.0) / chunk) for tokens, _ in load.computed) / len(load.computed)
         mean_s = sum(prefill_times(node, load, chunk)) / len(load.computed)
-        fixed = node.costs.prefill_fixed_s, node.costs.decode_fixed_s
-        return cls(num, mean_s / num - fixed[0] + max(fixed) - fixed[1])
+        costs = node.costs
+        more_s = mean_s / num - costs.prefill_fixed_s + costs.mixed_fixed_s - costs.decode_fixed_s
+        return cls(num, more_s, costs.overlap)
 
 
 class _Layout:
-    """Parts under one load, at any rate of it; each kind of part has its share of both phases."""
+    """Parts under one load, at any rate of it; each kind of part has its share of both phases.
+
+    `rate` is that of its sums of rates, which know nothing of an `overlap` of phases.
+    """
 
     def __init__(self, forecaster: Forecaster, parts: Sequence[Part]) -> None:
         self._of, self._parts = forecaster, [part for part in parts if part.num]
         sums = forecaster.sums(self._parts)
         self._sums = sums
         self.rate = sums.rate()
+        self.overlap = max((p.ability.costs.overlap for p in self._parts if p.role == "mixed"), default=0.0)
         self._to_prefill = _share(sums.prefill, self.rate, is_all=not sums.mixed_prefill)
         self._to_decode = _share(sums.decode, self.rate, is_all=not sums.mixed_decode)
         self._alone = _mean_times([(p, forecaster.load) for p in self._parts if p.role == "prefill"])
@@ -257,10 +283,11 @@ class _Node:
         self._load, self._goal, self._part, self._prefills = of.load, of.goal, part, prefills
         node, load = part.ability, of.load
         self._row_s = node.row_s(load.mean_context) / node.num_stages
-        self._chunk = _ChunkStep.of(node, load, part.chunk) if prefills else _ChunkStep(0.0, 0.0)
-        spare = 1.0 - decodes * load.mean_output * self._row_s - prefills * self._chunk.num * self._chunk.longer_s
-        self.step_s = node.costs.decode_fixed_s / spare if spare > 0.0 else math.inf
+        self._chunk = _ChunkStep.of(node, load, part.chunk) if prefills else _ChunkStep(0.0, 0.0, 0.0)
+        rows_share = decodes * load.mean_output * self._row_s
+        self.step_s = self._chunk.step_s(node.costs.decode_fixed_s, prefills, rows_share)
         self._rows = decodes * load.mean_output * self.step_s
+        self._longer_s = self._chunk.longer_s(self._rows * self._row_s)
         moved, taken_in = 1.0 / rate_by_link(node, load), max(0.0, decodes - prefills)
         busy = taken_in * moved
         self._moved_s = moved * taken_in / max(decodes, 1e-9) / (1.0 - busy) if busy < 1.0 else math.inf
@@ -276,10 +303,7 @@ class _Node:
             return 0.0
         node, load, chunk = self._part.ability, self._load, self._part.chunk
         rows_s = self._row_s * self._rows
-        times = tuple(
-            prefill_s(node, tokens, pairs, chunk) + math.ceil(max(tokens, 1.0) / chunk) * rows_s
-            for tokens, pairs in load.computed
-        )
+        times = tuple(prefill_beside_s(node, tokens, pairs, chunk, rows_s) for tokens, pairs in load.computed)
         return share_taken(times, self._prefills * num_servers, num_servers, self._goal.prefill_limit_s)
 
     def in_pace(self) -> float:
@@ -290,7 +314,7 @@ class _Node:
         room = max_rows_of(self._part.ability, self._load) - prefilling - self._rows
         fits = _normal(room / math.sqrt(max(self._rows, 1.0)))
         rows_var = self._row_s**2 * self._rows * self._load.context_spread
-        chunk_var = self._chunk.longer_s**2 * self._chunked * (1.0 - self._chunked)
+        chunk_var = self._longer_s**2 * self._chunked * (1.0 - self._chunked)
         run = self._chunk.num / max(1.0 - self._chunked, 1e-9)
         spare_s = self._goal.slo.tpot_s - self.step_s
         met = 0.0

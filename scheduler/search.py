@@ -84,10 +84,12 @@ class _Search:
             least_s = node.decode_s / 2 if node.booked_rows else 0.0
             if wait_s < least_s:
                 wait_s = least_s
-            own_s = num * node.token_s + pairs * node.pair_s
-            rest = node.budget_tokens - num
-            if rest > 0:
-                own_s += rest * node.chunk_s / node.budget_tokens
+            steps = num / node.budget_tokens if num > node.budget_tokens else 1.0
+            own_s = steps * node.chunk_fixed_s + num * node.token_s + pairs * node.pair_s
+            if node.rows_s:
+                rows_s = steps * node.decode_s
+                hidden_s = (own_s if own_s < rows_s else rows_s) - steps * node.decode_fixed_s
+                own_s += steps * node.rows_s - node.overlap * hidden_s
             first_s, least_s = waited_s + wait_s + own_s, target / 2
             bound = 1.0 - (first_s + safety * (first_s if first_s > least_s else least_s)) / target
             cost = (first_s + own_s) / target
@@ -141,8 +143,7 @@ class _Search:
         load = added_s / node.window_s
         own_s = there_s = step_s / (1.0 - (load if load < MOST_LOAD else MOST_LOAD))
         if node.booked_rows:
-            chunks_s = -(-num // node.budget_tokens) * node.chunk_more_s
-            load = (added_s + num * node.new_token_s + pairs * node.pair_s + chunks_s) / node.window_s
+            load = (added_s + node.delay_s(num, pairs)) / node.window_s
             there_s = step_s / (1.0 - (load if load < MOST_LOAD else MOST_LOAD))
         self.judge(half, node, own_s, there_s, (there_s - own_s) / self.tpot, 0.0)
 

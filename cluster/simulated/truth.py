@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from core.costs import NodeCosts
+from core.costs import NodeCosts, with_overlap
 from engine.cost_fit import fit
 
 Chunks = Sequence[tuple[int, int]]
@@ -14,6 +14,8 @@ _CHUNKS = (64, 256, 512, 2048, 8192)
 _BEFORE = (0, 2048, 16384)
 _ROWS = (1, 4, 16, 64, 256)
 _CONTEXTS = (128, 1024, 8192)
+_MIXED = ((64, 0), (256, 0), (256, 4096), (512, 0), (512, 4096), (2048, 0), (2048, 4096))
+"""Chunks, and the tokens before them, that are put beside rows."""
 
 
 class StepTruth(Protocol):
@@ -37,19 +39,28 @@ def pairs_of(chunks: Chunks) -> float:
 
 
 def belief_of(step_s: Callable[[Chunks, int, int], float]) -> NodeCosts:
-    """Fits a straight line to steps of all usual sizes: one chunk alone, and rows alone."""
+    """Fits straight lines to steps of all usual sizes, one chunk alone and rows alone; then an overlap to mixed steps."""
     prefills = [(tokens, before) for tokens in _CHUNKS for before in _BEFORE]
     terms = [(1.0, float(tokens), pairs_of([(tokens, before)])) for tokens, before in prefills]
     fixed, per_token, per_pair = fit(terms, [step_s([chunk], 0, 0) for chunk in prefills])
     decodes = [(rows, rows * context) for rows in _ROWS for context in _CONTEXTS]
     terms = [(1.0, float(rows), float(context)) for rows, context in decodes]
     decode, per_row, per_context = fit(terms, [step_s((), rows, context) for rows, context in decodes])
-    return NodeCosts(fixed, decode, per_token, per_pair, per_row, per_context)
+    costs = NodeCosts(fixed, decode, per_token, per_pair, per_row, per_context)
+    return with_overlap(costs, [_mixed(costs, step_s, chunk, *rows) for chunk in _MIXED for rows in decodes])
+
+
+def _mixed(
+    costs: NodeCosts, step_s: Callable[[Chunks, int, int], float], chunk: tuple[int, int], rows: int, context: int
+) -> tuple[float, float, float]:
+    """What grows with a chunk, what grows with the rows beside it, and what both take together."""
+    prompts_s = costs.per_prefill_token_s * chunk[0] + costs.per_prefill_pair_s * pairs_of([chunk])
+    return prompts_s, costs.per_row_s * rows + costs.per_row_context_s * context, step_s([chunk], rows, context)
 
 
 @dataclass(slots=True)
 class StraightTruth:
-    """Steps that cost exactly what a `NodeCosts` says; a mixed step costs its fixed part once, the larger one."""
+    """Steps that cost exactly what a `NodeCosts` says."""
 
     costs: NodeCosts
     num_extrapolated: int = field(default=0, init=False)
@@ -57,12 +68,12 @@ class StraightTruth:
     def step_s(self, chunks: Chunks, num_rows: int, row_context: int) -> float:
         """By the straight line."""
         costs = self.costs
-        seconds = costs.per_row_s * num_rows + costs.per_row_context_s * row_context
+        rows_s = costs.per_row_s * num_rows + costs.per_row_context_s * row_context
         if not chunks:
-            return costs.decode_fixed_s + seconds
+            return costs.decode_fixed_s + rows_s
         num_tokens = sum(tokens for tokens, _ in chunks)
-        fixed = max(costs.prefill_fixed_s, costs.decode_fixed_s) if num_rows else costs.prefill_fixed_s
-        return fixed + costs.per_prefill_token_s * num_tokens + costs.per_prefill_pair_s * pairs_of(chunks) + seconds
+        prompts_s = costs.per_prefill_token_s * num_tokens + costs.per_prefill_pair_s * pairs_of(chunks)
+        return costs.mixed_s(prompts_s, rows_s) if num_rows else costs.prefill_fixed_s + prompts_s
 
     def belief(self) -> NodeCosts:
         """Itself."""

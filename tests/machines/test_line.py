@@ -174,7 +174,7 @@ def test_a_node_accounts_for_its_steps_exactly() -> None:
     bench.step()
     assert bench.node.stats().work == StepWork(2, 1, 12, 72.0, 1, 12), "a row attends to what was before its token"
     bench.step()
-    assert bench.node.stats().work == StepWork(3, 1, 17, 72.0 + 12.5, 2, 12 + 13)
+    assert bench.node.stats().work == StepWork(3, 1, 17, 72.0 + 12.5, 2, 12 + 13, 1, 1, 13)
     assert bench.node.stats().busy_s == pytest.approx(0.04)
 
 

@@ -1,5 +1,7 @@
 """What steps cost: told prices are corrected by what steps took, and where none were told, they are learned."""
 
+from dataclasses import replace
+
 import pytest
 
 from core.costs import NodeCosts, StepWork
@@ -13,10 +15,11 @@ PREFILL = StepWork(4, 0, 2000, 2000 * 400.0, 0, 0)
 DECODE = StepWork(0, 20, 0, 0.0, 20 * 32, 20 * 32 * 600)
 MIXES = (
     PREFILL.plus(DECODE),
-    StepWork(1, 5, 512, 512 * 2000.0, 6 * 60, 6 * 60 * 300),
-    StepWork(3, 1, 300, 300 * 50.0, 4 * 10, 4 * 10 * 900),
+    StepWork(1, 5, 512, 512 * 2000.0, 6 * 60, 6 * 60 * 300, 1, 60, 60 * 300),
+    StepWork(3, 1, 300, 300 * 50.0, 4 * 10, 4 * 10 * 900, 3, 30, 30 * 900),
     StepWork(0, 30, 0, 0.0, 30 * 4, 30 * 4 * 2000),
-    StepWork(6, 0, 3072, 3072 * 900.0, 6 * 20, 6 * 20 * 100),
+    StepWork(6, 0, 3072, 3072 * 900.0, 6 * 20, 6 * 20 * 100, 6, 6 * 20, 6 * 20 * 100),
+    StepWork(10, 4, 640, 640 * 900.0, 14 * 50, 14 * 50 * 800, 10, 10 * 50, 10 * 50 * 800),
     DECODE,
 )
 
@@ -44,6 +47,7 @@ def scaled(costs: NodeCosts, prefill: float, decode: float) -> NodeCosts:
         costs.per_prefill_pair_s * prefill,
         costs.per_row_s * decode,
         costs.per_row_context_s * decode,
+        costs.overlap,
     )
 
 
@@ -89,9 +93,22 @@ def test_a_correction_is_bounded() -> None:
     assert max(belief.factors) <= TOLD_BOUNDS[1]
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 1.0])
+def test_prompts_and_rows_are_told_apart_where_one_hides_behind_the_other(overlap: float) -> None:
+    told = replace(TOLD, overlap=overlap)
+    truth = scaled(told, 2.0, 0.7)
+    belief, node = Belief(told), Reporter(truth)
+    for _ in range(30):
+        for work in MIXES:
+            belief.observe(node.did(work))
+    for work in (PREFILL, DECODE, *MIXES):
+        assert belief.costs.seconds(work) == pytest.approx(truth.seconds(work), rel=0.1)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("speed", [0.05, 1.0, 40.0])
-def test_prices_that_nobody_told_are_learned(speed: float) -> None:
-    truth = scaled(NodeCosts(0.02, 0.012, 1e-4, 3e-9, 2e-4, 6e-7), speed, speed)
+def test_prices_that_nobody_told_are_learned(speed: float, overlap: float) -> None:
+    truth = scaled(NodeCosts(0.02, 0.012, 1e-4, 3e-9, 2e-4, 6e-7, overlap), speed, speed)
     belief, node = Belief(None), Reporter(truth)
     assert belief.costs == NEUTRAL
     for _ in range(40):
