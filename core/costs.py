@@ -66,9 +66,9 @@ class NodeCosts:
     """Prices of a node's steps, in seconds: straight lines through what was measured or fitted.
 
     Prompts alone take `prefill_fixed_s` and what grows with them, rows alone `decode_fixed_s` and what grows with them.
-    A mixed step pays the larger fixed price once. Of what is then left, the smaller part hides behind the larger one as
-    far as `overlap` says: 0 where both take their own time, 1 where a chunk's arithmetic goes on while the memory is
-    read that rows wait for.
+    A mixed step pays the larger fixed price and what grows with both; less `overlap` times what it would save if it
+    took only as long as the longer one of the two alone: 1 where arithmetic goes on while memory is read, 0 where each
+    takes its own time. With overlap no step is shorter than that share of a decode step's fixed price.
 
     A belief: what predicts from it is corrected by what steps then take. A simulator's truth is something else.
     """
@@ -83,18 +83,22 @@ class NodeCosts:
 
     @property
     def mixed_fixed_s(self) -> float:
-        """What a mixed step takes beside all that grows."""
+        """What a mixed step takes beside all that grows, where nothing hides."""
         return max(self.prefill_fixed_s, self.decode_fixed_s)
+
+    def prefill_s(self, prompts_s: float) -> float:
+        """A step of prompts alone; `prompts_s` grow with them."""
+        return max(self.prefill_fixed_s + prompts_s, self.overlap * self.decode_fixed_s)
 
     def mixed_s(self, prompts_s: float, rows_s: float) -> float:
         """A mixed step: `prompts_s` grow with its prompts, `rows_s` with its rows."""
-        fixed_s = self.mixed_fixed_s
-        return fixed_s + prompts_s + rows_s - self.overlap * self.hidden_s(fixed_s + prompts_s, rows_s)
+        return self.mixed_fixed_s + prompts_s + rows_s - self.overlap * self.hidden_s(prompts_s, rows_s)
 
     def hidden_s(self, prompts_s: float, rows_s: float, num_steps: float = 1.0) -> float:
-        """How much of that many mixed steps would hide at full overlap; here `prompts_s` has the fixed price in it."""
-        fixed_s = num_steps * self.decode_fixed_s
-        return min(prompts_s, fixed_s + rows_s) - fixed_s
+        """How much of that many mixed steps would hide at full overlap: that of the prompts, or that of the rows."""
+        fixed_s = self.mixed_fixed_s
+        prompts_s += num_steps * (fixed_s - self.decode_fixed_s)
+        return min(prompts_s, rows_s + num_steps * (fixed_s - self.prefill_fixed_s))
 
     def seconds(self, work: StepWork) -> float:
         """What so much work takes; of many steps together, all mixed ones are taken to be alike."""
@@ -113,10 +117,13 @@ class NodeCosts:
 
     def hidden_of(self, work: StepWork) -> float:
         """How much of this work would hide at full overlap."""
-        num, share = work.num_mixed_steps, work.num_mixed_steps / max(1, work.num_prefill_steps)
-        grown_s = self.per_prefill_token_s * work.prefill_tokens + self.per_prefill_pair_s * work.prefill_pairs
+        return self.hidden_s(*self.mixed_parts(work), work.num_mixed_steps)
+
+    def mixed_parts(self, work: StepWork) -> tuple[float, float]:
+        """What grows with the prompts of its mixed steps, by their share of all prefill steps, and with their rows."""
+        prompts_s = self.per_prefill_token_s * work.prefill_tokens + self.per_prefill_pair_s * work.prefill_pairs
         rows_s = self.per_row_s * work.mixed_rows + self.per_row_context_s * work.mixed_context
-        return self.hidden_s(num * self.mixed_fixed_s + share * grown_s, rows_s, num)
+        return prompts_s * work.num_mixed_steps / max(1, work.num_prefill_steps), rows_s
 
 
 def with_overlap(costs: NodeCosts, mixed: Sequence[tuple[float, float, float]]) -> NodeCosts:
@@ -124,10 +131,9 @@ def with_overlap(costs: NodeCosts, mixed: Sequence[tuple[float, float, float]]) 
 
     Each of them is (seconds that grow with its prompts, seconds that grow with its rows, what it took).
     """
-    fixed_s, much = costs.mixed_fixed_s, 0.0
-    found = 0.0
+    square = product = 0.0
     for prompts_s, rows_s, seconds in mixed:
-        hidden = costs.hidden_s(fixed_s + prompts_s, rows_s) / seconds
-        much += hidden * hidden
-        found += hidden * ((fixed_s + prompts_s + rows_s) / seconds - 1.0)
-    return replace(costs, overlap=min(1.0, max(0.0, found / much)) if much else 0.0)
+        hidden = costs.hidden_s(prompts_s, rows_s) / seconds
+        square += hidden * hidden
+        product += hidden * ((costs.mixed_fixed_s + prompts_s + rows_s) / seconds - 1.0)
+    return replace(costs, overlap=min(1.0, max(0.0, product / square)) if square else 0.0)

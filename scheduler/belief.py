@@ -1,5 +1,6 @@
 """What one node's steps are believed to cost: as it was told or as was learned, corrected by what steps then took."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, replace
 
@@ -90,35 +91,24 @@ def _parts(costs: NodeCosts, factors: tuple[float, float], work: StepWork) -> tu
     """Seconds of what prompts add to steps, and of all the rest. What hides is taken off the part it belongs to, as far
     as is known with the factors of before."""
     fixed_s = costs.prefill_fixed_s * (work.num_prefill_steps - work.num_mixed_steps)
-    prompts_s = costs.per_prefill_token_s * work.prefill_tokens + costs.per_prefill_pair_s * work.prefill_pairs + fixed_s
+    prompts_s = (
+        costs.per_prefill_token_s * work.prefill_tokens + costs.per_prefill_pair_s * work.prefill_pairs + fixed_s
+    )
     rows_s = costs.decode_fixed_s * work.num_decode_steps
     rows_s += costs.per_row_s * work.num_rows + costs.per_row_context_s * work.row_context
     if not work.num_mixed_steps:
         return prompts_s, rows_s
-    now = _scaled(costs, *factors)
+    now, num, overlap = _scaled(costs, *factors), work.num_mixed_steps, costs.overlap
+    prompts_fixed_s, rows_fixed_s = costs.prefill_fixed_s * num, costs.decode_fixed_s * num
     has_fixed = now.prefill_fixed_s >= now.decode_fixed_s
-    if has_fixed:
-        prompts_s += costs.prefill_fixed_s * work.num_mixed_steps
+    hidden_s, beside_s = costs.mixed_parts(work)
+    if now.hidden_of(work) < now.hidden_s(math.inf, now.mixed_parts(work)[1], num):
+        prompts_s -= overlap * (hidden_s + prompts_fixed_s * has_fixed)
+        rows_s += overlap * rows_fixed_s * has_fixed
     else:
-        rows_s += costs.decode_fixed_s * work.num_mixed_steps
-    return _less_hidden(costs, now, work, (prompts_s, rows_s), has_fixed=has_fixed)
-
-
-def _less_hidden(
-    costs: NodeCosts, now: NodeCosts, work: StepWork, parts: tuple[float, float], *, has_fixed: bool
-) -> tuple[float, float]:
-    """The parts without what hides; `has_fixed`: whether the fixed price of mixed steps is in that of prompts."""
-    prompts_s, rows_s = parts
-    num, overlap = work.num_mixed_steps, costs.overlap
-    grown_s = costs.per_prefill_token_s * work.prefill_tokens + costs.per_prefill_pair_s * work.prefill_pairs
-    beside_s = costs.per_row_s * work.mixed_rows + costs.per_row_context_s * work.mixed_context
-    rows_now_s = now.per_row_s * work.mixed_rows + now.per_row_context_s * work.mixed_context
-    if now.hidden_of(work) >= rows_now_s:
-        return prompts_s, rows_s - overlap * beside_s
-    hidden_s = grown_s * num / max(1, work.num_prefill_steps)
-    if not has_fixed:
-        return prompts_s - overlap * hidden_s, rows_s
-    return prompts_s - overlap * (hidden_s + num * costs.prefill_fixed_s), rows_s + overlap * num * costs.decode_fixed_s
+        rows_s -= overlap * (beside_s + rows_fixed_s * (not has_fixed))
+        prompts_s += overlap * prompts_fixed_s * (not has_fixed)
+    return prompts_s + prompts_fixed_s * has_fixed, rows_s + rows_fixed_s * (not has_fixed)
 
 
 def _terms(before: NodeCosts, work: StepWork) -> tuple[float, ...]:

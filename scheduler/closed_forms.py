@@ -103,19 +103,21 @@ def decode_rate_by_pool(node: NodeAbility, load: Load) -> float:
 
 def prefill_s(node: NodeAbility, tokens: float, pairs: float, chunk: int) -> float:
     """A prompt alone, in chunks of at most `chunk` tokens, with nothing else on the node."""
-    costs = node.costs
-    fixed_s = math.ceil(max(tokens, 1.0) / chunk) * costs.prefill_fixed_s
-    return fixed_s + tokens * costs.per_prefill_token_s + pairs * costs.per_prefill_pair_s
+    num_steps, grown_s = _steps(node, tokens, pairs, chunk)
+    return num_steps * node.costs.prefill_s(grown_s)
 
 
 def prefill_beside_s(node: NodeAbility, tokens: float, pairs: float, chunk: int, rows_s: float) -> float:
     """The same in steps with rows, which take `rows_s` of each."""
-    costs = node.costs
+    num_steps, grown_s = _steps(node, tokens, pairs, chunk)
+    return num_steps * (node.costs.mixed_s(grown_s, rows_s) if rows_s else node.costs.prefill_s(grown_s))
+
+
+def _steps(node: NodeAbility, tokens: float, pairs: float, chunk: int) -> tuple[int, float]:
+    """How many steps a prompt takes, and what grows of each with it."""
     num_steps = math.ceil(max(tokens, 1.0) / chunk)
-    grown_s = tokens * costs.per_prefill_token_s + pairs * costs.per_prefill_pair_s
-    if not rows_s:
-        return num_steps * costs.prefill_fixed_s + grown_s
-    return num_steps * costs.mixed_s(grown_s / num_steps, rows_s)
+    grown_s = tokens * node.costs.per_prefill_token_s + pairs * node.costs.per_prefill_pair_s
+    return num_steps, grown_s / num_steps
 
 
 def prefill_times(node: NodeAbility, load: Load, chunk: int) -> tuple[float, ...]:

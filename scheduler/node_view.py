@@ -68,8 +68,6 @@ class NodeView:
         "brings_at",
         "budget_tokens",
         "changed",
-        "chunk_fixed_s",
-        "chunk_more_s",
         "context_s",
         "decode_fixed_s",
         "decode_s",
@@ -77,6 +75,7 @@ class NodeView:
         "free_at",
         "handoff_factor",
         "kv_bytes",
+        "mixed_fixed_s",
         "node",
         "num_handoffs",
         "offline_context",
@@ -86,6 +85,7 @@ class NodeView:
         "offline_s",
         "overlap",
         "pair_s",
+        "prefill_fixed_s",
         "prefills",
         "prompts",
         "recent_at",
@@ -226,8 +226,7 @@ class NodeView:
         self.decode_fixed_s = costs.decode_fixed_s
         self.decode_s = costs.decode_fixed_s + self.rows_s
         self.budget_tokens = max(1, mix.prefill_tokens_per_step)
-        self.chunk_fixed_s = costs.mixed_fixed_s if self.booked_rows else costs.prefill_fixed_s
-        self.chunk_more_s = costs.mixed_fixed_s - costs.decode_fixed_s
+        self.prefill_fixed_s, self.mixed_fixed_s = costs.prefill_fixed_s, costs.mixed_fixed_s
         self.token_s, self.overlap = costs.per_prefill_token_s, costs.overlap
         self.answer_s = max(1e-9, mean_output * (self.decode_s + costs.per_row_s))
         self.window_s = min(LOAD_WINDOW_S[1], max(LOAD_WINDOW_S[0], self.answer_s))
@@ -253,18 +252,24 @@ class NodeView:
 
     def _steps_s(self, num_steps: float, num_tokens: int, pairs: float) -> float:
         """So many steps with these tokens in them."""
-        prompts_s = num_steps * self.chunk_fixed_s + num_tokens * self.token_s + pairs * self.pair_s
+        prompts_s = num_tokens * self.token_s + pairs * self.pair_s
         if not self.rows_s:
-            return prompts_s
-        rows_s = num_steps * self.decode_s
-        hidden_s = (prompts_s if prompts_s < rows_s else rows_s) - num_steps * self.decode_fixed_s
-        return prompts_s + num_steps * self.rows_s - self.overlap * hidden_s
+            alone_s, least_s = (
+                num_steps * self.prefill_fixed_s + prompts_s,
+                num_steps * self.overlap * self.decode_fixed_s,
+            )
+            return alone_s if alone_s > least_s else least_s
+        return num_steps * (self.decode_fixed_s + self.rows_s) + self._longer_s(num_steps, prompts_s)
 
     def delay_s(self, num_tokens: int, pairs: float) -> float:
         """What a prompt adds to the steps of the rows here: what its chunks take beyond what hides behind the rows."""
         num_steps = -(-num_tokens // self.budget_tokens)
-        prompts_s = num_steps * self.chunk_more_s + num_tokens * self.token_s + pairs * self.pair_s
-        rows_s = num_steps * self.rows_s
+        return self._longer_s(num_steps, num_tokens * self.token_s + pairs * self.pair_s)
+
+    def _longer_s(self, num_steps: float, prompts_s: float) -> float:
+        """How much longer so many steps of rows become by prompts (`NodeCosts.mixed_s`)."""
+        prompts_s += num_steps * (self.mixed_fixed_s - self.decode_fixed_s)
+        rows_s = num_steps * (self.rows_s + self.mixed_fixed_s - self.prefill_fixed_s)
         return prompts_s - self.overlap * (prompts_s if prompts_s < rows_s else rows_s)
 
     def step_s(self, context: float, after_s: float) -> float:

@@ -1,9 +1,9 @@
 """What a layout would do with a load: the closed forms of single nodes, put together.
 
 On a node that does both, a step with a chunk of c prompt tokens takes longer than one of rows alone: by δ less what
-hides behind the rows, o·min(δ, rows). With d requests per second decoding there, p prefilled there and n chunks in a
-prompt, r = d·L·k·t seconds of a step are the rows', and a share φ = p·n·t of steps has a chunk; so the mean step t
-solves t = a + r + φ·(δ - o·min(δ, r)). What one answer sees of that varies: it lives for L steps, and chunks come in
+hides, o·min(δ, rows + ε). With d requests per second decoding there, p prefilled there and n chunks in a prompt,
+r = d·L·k·t seconds of a step are the rows', and a share φ = p·n·t of steps has a chunk; so the mean step t solves
+t = a + r + φ·(δ - o·min(δ, r + ε)). What one answer sees of that varies: it lives for L steps, and chunks come in
 runs of a whole prompt.
 """
 
@@ -171,41 +171,44 @@ class Forecaster:
 class _ChunkStep:
     """A step with a chunk, beside one without: how many of them a mean prompt takes, how much longer each is.
 
-    `more_s` where nothing hides; of rows that take up to so long, `overlap` hides.
+    `more_s` where nothing hides. Of that, `overlap` hides behind rows that take so long, and behind `fixed_s` that
+    belong to steps with rows only.
     """
 
     num: float
     more_s: float
+    fixed_s: float
     overlap: float
 
     @property
     def weight_s(self) -> float:
-        """What a prompt takes of a mixed node's time where there are no rows."""
-        return max(self.num * self.more_s, 1e-9)
+        """What a prompt takes of a mixed node's time where there are few rows."""
+        return max(self.num * self.longer_s(0.0), 1e-9)
 
     def longer_s(self, rows_s: float) -> float:
         """How much longer the step is, beside rows that take so long."""
-        return self.more_s - self.overlap * min(self.more_s, rows_s)
+        return self.more_s - self.overlap * min(self.more_s, rows_s + self.fixed_s)
 
-    def step_s(self, fixed_s: float, prefills: float, rows_share: float) -> float:
+    def step_s(self, decode_s: float, prefills: float, rows_share: float) -> float:
         """The mean step of a node that prefills so many prompts per second, and whose rows take such a share of any
         step; infinite where no step is long enough. Two cases: the chunk is shorter than the rows, or longer."""
         chunks = prefills * self.num
         hidden = 1.0 - rows_share - chunks * self.more_s * (1.0 - self.overlap)
-        line, square = 1.0 - rows_share - chunks * self.more_s, self.overlap * chunks * rows_share
+        line, square = 1.0 - rows_share - chunks * self.longer_s(0.0), self.overlap * chunks * rows_share
         if hidden <= 0.0 or (line <= 0.0 and not square):
             return math.inf
-        if rows_share * fixed_s >= self.more_s * hidden:
-            return fixed_s / hidden
-        return 2.0 * fixed_s / (line + math.sqrt(line * line + 4.0 * square * fixed_s))
+        if rows_share * decode_s >= (self.more_s - self.fixed_s) * hidden:
+            return decode_s / hidden
+        return 2.0 * decode_s / (line + math.sqrt(line * line + 4.0 * square * decode_s))
 
     @classmethod
     def of(cls, node: NodeAbility, load: Load, chunk: int) -> "_ChunkStep":
         num = sum(math.ceil(max(tokens, 1.0) / chunk) for tokens, _ in load.computed) / len(load.computed)
-        mean_s = sum(prefill_times(node, load, chunk)) / len(load.computed)
         costs = node.costs
-        more_s = mean_s / num - costs.prefill_fixed_s + costs.mixed_fixed_s - costs.decode_fixed_s
-        return cls(num, more_s, costs.overlap)
+        tokens = sum(tokens for tokens, _ in load.computed) / len(load.computed)
+        grown_s = (tokens * costs.per_prefill_token_s + load.mean_pairs * costs.per_prefill_pair_s) / num
+        fixed_s = costs.mixed_fixed_s
+        return cls(num, grown_s + fixed_s - costs.decode_fixed_s, fixed_s - costs.prefill_fixed_s, costs.overlap)
 
 
 class _Layout:
@@ -283,7 +286,7 @@ class _Node:
         self._load, self._goal, self._part, self._prefills = of.load, of.goal, part, prefills
         node, load = part.ability, of.load
         self._row_s = node.row_s(load.mean_context) / node.num_stages
-        self._chunk = _ChunkStep.of(node, load, part.chunk) if prefills else _ChunkStep(0.0, 0.0, 0.0)
+        self._chunk = _ChunkStep.of(node, load, part.chunk) if prefills else _ChunkStep(0.0, 0.0, 0.0, 0.0)
         rows_share = decodes * load.mean_output * self._row_s
         self.step_s = self._chunk.step_s(node.costs.decode_fixed_s, prefills, rows_share)
         self._rows = decodes * load.mean_output * self.step_s

@@ -84,12 +84,7 @@ class _Search:
             least_s = node.decode_s / 2 if node.booked_rows else 0.0
             if wait_s < least_s:
                 wait_s = least_s
-            steps = num / node.budget_tokens if num > node.budget_tokens else 1.0
-            own_s = steps * node.chunk_fixed_s + num * node.token_s + pairs * node.pair_s
-            if node.rows_s:
-                rows_s = steps * node.decode_s
-                hidden_s = (own_s if own_s < rows_s else rows_s) - steps * node.decode_fixed_s
-                own_s += steps * node.rows_s - node.overlap * hidden_s
+            own_s = node.prefill_s(num, pairs)
             first_s, least_s = waited_s + wait_s + own_s, target / 2
             bound = 1.0 - (first_s + safety * (first_s if first_s > least_s else least_s)) / target
             cost = (first_s + own_s) / target

@@ -17,11 +17,18 @@ _CONTEXTS = (128, 1024, 8192)
 _MIXED = ((64, 0), (256, 0), (256, 4096), (512, 0), (512, 4096), (2048, 0), (2048, 4096))
 """Chunks, and the tokens before them, that are put beside rows."""
 
+MUCH_OVERLAP = 0.5
+SHOWS = 1.3
+"""A chunk that takes so many times a step's fixed price takes it for itself."""
+
 
 class StepTruth(Protocol):
     """Times of one node's steps. `num_extrapolated` counts the steps that its data did not cover; it only rises."""
 
-    num_extrapolated: int
+    @property
+    def num_extrapolated(self) -> int:
+        """So far."""
+        ...
 
     def step_s(self, chunks: Chunks, num_rows: int, row_context: int) -> float:
         """Seconds of a step that computes these chunks and decodes so many rows, which attend to `row_context` tokens
@@ -39,15 +46,24 @@ def pairs_of(chunks: Chunks) -> float:
 
 
 def belief_of(step_s: Callable[[Chunks, int, int], float]) -> NodeCosts:
-    """Fits straight lines to steps of all usual sizes, one chunk alone and rows alone; then an overlap to mixed steps."""
-    prefills = [(tokens, before) for tokens in _CHUNKS for before in _BEFORE]
-    terms = [(1.0, float(tokens), pairs_of([(tokens, before)])) for tokens, before in prefills]
-    fixed, per_token, per_pair = fit(terms, [step_s([chunk], 0, 0) for chunk in prefills])
+    """Fits straight lines to steps of all usual sizes, one chunk alone and rows alone; then an overlap to mixed steps.
+
+    Where much hides, chunks that are hidden in the fixed price of a step say nothing of their own: the line is fitted
+    again without them.
+    """
     decodes = [(rows, rows * context) for rows in _ROWS for context in _CONTEXTS]
     terms = [(1.0, float(rows), float(context)) for rows, context in decodes]
     decode, per_row, per_context = fit(terms, [step_s((), rows, context) for rows, context in decodes])
-    costs = NodeCosts(fixed, decode, per_token, per_pair, per_row, per_context)
-    return with_overlap(costs, [_mixed(costs, step_s, chunk, *rows) for chunk in _MIXED for rows in decodes])
+    prefills = [(tokens, before) for tokens in _CHUNKS for before in _BEFORE]
+    for least_s in (0.0, SHOWS * decode):
+        shown = [(chunk, seconds) for chunk in prefills if (seconds := step_s([chunk], 0, 0)) >= least_s]
+        terms = [(1.0, float(tokens), pairs_of([(tokens, before)])) for (tokens, before), _ in shown]
+        fixed, per_token, per_pair = fit(terms, [seconds for _, seconds in shown])
+        costs = NodeCosts(fixed, decode, per_token, per_pair, per_row, per_context)
+        costs = with_overlap(costs, [_mixed(costs, step_s, chunk, *rows) for chunk in _MIXED for rows in decodes])
+        if costs.overlap < MUCH_OVERLAP:
+            break
+    return costs
 
 
 def _mixed(
@@ -73,7 +89,7 @@ class StraightTruth:
             return costs.decode_fixed_s + rows_s
         num_tokens = sum(tokens for tokens, _ in chunks)
         prompts_s = costs.per_prefill_token_s * num_tokens + costs.per_prefill_pair_s * pairs_of(chunks)
-        return costs.mixed_s(prompts_s, rows_s) if num_rows else costs.prefill_fixed_s + prompts_s
+        return costs.mixed_s(prompts_s, rows_s) if num_rows else costs.prefill_s(prompts_s)
 
     def belief(self) -> NodeCosts:
         """Itself."""
