@@ -161,7 +161,8 @@ class Executor:
         if not due:
             nothing = torch.empty(0, dtype=torch.int64)
             num_drafts = _num_drafts(plan, due) if plan.max_drafts else ()
-            return Launched(self, plan, started_s, num_drafts, (), nothing, nothing, (), None)
+            ready = _mark(self._memory.device)  # blocks may have been cleared, and may soon be fetched into
+            return Launched(self, plan, started_s, num_drafts, (), nothing, nothing, (), ready)
         batch = self._layout.batch(due)
         logits = self._forward(batch)
         drawn = self._sample(batch, logits)
@@ -349,6 +350,13 @@ def to_host(tokens: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         return tokens, None
     held = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
     held.copy_(tokens, non_blocking=True)
-    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    ready.record()
-    return held, ready
+    return held, _mark(tokens.device)
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """What happens when all that this thread has handed to a device is done; None for the CPU, where it is."""
+    if device.type != "cuda":
+        return None
+    mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    mark.record()
+    return mark

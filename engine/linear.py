@@ -57,6 +57,18 @@ class Linear:
         return out
 
 
+def round_rows(weight: Tensor, into: tuple[Tensor, Tensor], scratch: Tensor) -> None:
+    """Round each row of floats to 127 steps each way of its largest magnitude, without memory of its own.
+
+    Shapes: `weight` and `scratch` float32 [out, in]; `into` int8 [out, in] and float32 [out].
+    """
+    steps, scales = into
+    torch.amax(torch.abs(weight, out=scratch), dim=1, out=scales)
+    scales.div_(127)
+    torch.div(weight, scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None], out=scratch)
+    steps.copy_(scratch.round_())
+
+
 class Int8Linear:
     """A matrix of 8-bit integers with one float32 scale per output row; activations stay float32. CPU only.
 
@@ -80,9 +92,9 @@ class Int8Linear:
     def quantize(cls, weight: Tensor, bias: Tensor | None = None, num_threads: int = 1) -> "Int8Linear":
         """Round each row to 127 steps each way of its largest magnitude. Shapes: [out, in], [out] or None."""
         weight = weight.float()
-        scales = weight.abs().amax(dim=1) / 127
-        steps = (weight / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_()
-        return cls(steps.to(torch.int8), scales, None if bias is None else bias.float(), num_threads)
+        steps, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+        round_rows(weight, (steps, scales), torch.empty_like(weight))
+        return cls(steps, scales, None if bias is None else bias.float(), num_threads)
 
     @property
     def nbytes(self) -> int:

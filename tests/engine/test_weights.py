@@ -231,5 +231,7 @@ def test_loading_takes_the_weights_of_memory_and_where_they_are_rounded_one_tens
     weights = total if quantization == "none" else embeddings + (total - embeddings) // 4
     command = [sys.executable, "-c", PEAK, str(tmp_path), quantization]
     peak = int(subprocess.run(command, check=True, timeout=120, capture_output=True, text=True).stdout)
-    scratch = 0 if quantization == "none" else largest + (32 << 20)  # the allocator keeps some of what rounding frees
-    assert weights < peak < weights + scratch + (32 << 20)
+    scratch = 0 if quantization == "none" else largest
+    # Beside them: 8 MiB of the shard that is being copied, the rounding panel, and code that is touched for the first
+    # time. Nothing else is freed and taken again, so neither allocator nor number of threads matters.
+    assert weights < peak < weights + scratch + (32 << 20) < weights + scratch + largest
