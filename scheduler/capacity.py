@@ -13,6 +13,9 @@ from scheduler.layouts import PlanNode, Search
 from scheduler.plans import Forecaster, Goal
 from scheduler.view import ClusterView
 
+NEARLY = 0.98
+"""Of what the largest fleet is forecast to meet, where not even that is enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class CapacityConfig:
@@ -66,15 +69,15 @@ class Capacity:
         return most if now - self._since >= self._config.down_s and most < target else target
 
     def _needed(self, nodes: Sequence[PlanNode], load: Load, goal: Goal) -> int:
-        """The fewest nodes, taken in turn from those that are there, with which enough meets the SLO; the most that are
-        allowed where none do."""
+        """The fewest nodes, taken in turn from those that are there, with which enough meets the SLO. Where that is out
+        of reach, for prompts that no node computes in time, say: with which nearly as much does as with the most that
+        are allowed."""
         low, high = self._config.min_nodes, self._config.max_nodes
         forecaster = Forecaster(load, goal)
+        enough = min(goal.target, NEARLY * _attainment(nodes, high, forecaster))
         while low < high:
             num = (low + high) // 2
-            fleet = [replace(nodes[i % len(nodes)], node=NodeId(f"{i:04d}"), is_free=True) for i in range(num)]
-            best = max(option.forecast.attainment for option in Search(fleet, forecaster).options())
-            low, high = (low, num) if best >= goal.target else (num + 1, high)
+            low, high = (low, num) if _attainment(nodes, num, forecaster) >= enough else (num + 1, high)
         return low
 
     def _told(
@@ -94,6 +97,12 @@ class Capacity:
         )
         decision = Decision(now, DecisionKind.CAPACITY, reason, (), facts)
         return [Tell(OPERATOR, Decided(decision)), Tell(OPERATOR, CapacityTarget(self.target, remove))]
+
+
+def _attainment(nodes: Sequence[PlanNode], num: int, forecaster: Forecaster) -> float:
+    """Of the best layout of so many nodes like these."""
+    fleet = [replace(nodes[i % len(nodes)], node=NodeId(f"{i:04d}"), is_free=True) for i in range(num)]
+    return max(option.forecast.attainment for option in Search(fleet, forecaster).options())
 
 
 def _least_loaded(nodes: Sequence[NodeId], view: ClusterView, num: int) -> tuple[NodeId, ...]:

@@ -17,7 +17,7 @@ from scheduler.closed_forms import NodeAbility
 from scheduler.plans import Forecast, Forecaster, Part, Sums
 
 MIN_CHUNK = 32
-MAX_CHUNK_SIZES = 6
+MAX_CHUNK_SIZES = 7
 STAYS = 0.25
 """How much better (as a logarithm) another node must suit a role to take it from one that has it."""
 

@@ -1,8 +1,8 @@
-"""How long answers are: a distribution for each tenant and class, learned from those that ended."""
+"""How long answers are: a distribution for each tenant and class, learned from those that ended and that go on."""
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -63,9 +63,13 @@ class Lengths:
 
 @dataclass(slots=True)
 class _Group:
-    """Weights of the answers of one group, and the distribution made from them; None where that is old."""
+    """Weights of the answers of one group, and the distribution made from them; None where that is old.
+
+    `going`: answers that go on, by the bin they have reached.
+    """
 
     weights: list[float] = field(default_factory=lambda: [0.0] * len(EDGES))
+    going: dict[int, int] = field(default_factory=dict)
     num_seen: int = 0
     lengths: Lengths | None = None
     mean: float = 0.0
@@ -78,10 +82,26 @@ class _Group:
         self.lengths = None
 
     def mixed_with(self, prior: Sequence[float]) -> Lengths:
-        """These answers, and `PRIOR_WEIGHT` ones of the prior's shares."""
-        masses = [mass + PRIOR_WEIGHT * share for mass, share in zip(self.weights, prior, strict=True)]
-        total = sum(masses)
-        return Lengths(tuple(mass / total for mass in masses))
+        """These answers, and `PRIOR_WEIGHT` ones of the prior's shares.
+
+        Short answers end first, so those that ended are too short a sample where many go on. Of the answers that came
+        as far as a bin some end in it; what is left goes on (the estimator of Kaplan and Meier, 1958; an answer that
+        has reached the bin counts half in it).
+        """
+        ends = [mass + PRIOR_WEIGHT * share for mass, share in zip(self.weights, prior, strict=True)]
+        total = sum(ends)
+        if not self.going:
+            return Lengths(tuple(mass / total for mass in ends))
+        reach, stays = total + sum(self.going.values()), 1.0
+        shares = []
+        for index, ending in enumerate(ends):
+            here = self.going.get(index, 0)
+            share = stays * ending / max(ending, reach - here / 2) if ending else 0.0
+            shares.append(share)
+            stays -= share
+            reach -= ending + here
+        scale = sum(shares)
+        return Lengths(tuple(share / scale for share in shares))
 
 
 class LengthModel:
@@ -113,6 +133,20 @@ class LengthModel:
             return
         self._all.add(num_tokens)
         self._group(tenant, priority).add(num_tokens)
+
+    def note_going(self, answers: Iterable[tuple[str, int, int]]) -> None:
+        """All answers that go on: their tenant, their class, and how many tokens they have. Those of before are no
+        more."""
+        groups = [self._all, *self._groups.values()]
+        for group in groups:
+            if group.going:
+                group.going, group.lengths = {}, None
+        for tenant, priority, num_tokens in answers:
+            index = min(bisect_left(EDGES, num_tokens), len(EDGES) - 1)
+            for group in (self._all, self._groups.get((tenant, priority))):
+                if group is not None:
+                    group.going[index] = group.going.get(index, 0) + 1
+                    group.lengths = None
 
     def lengths(self, tenant: str, priority: int) -> Lengths:
         """The distribution of a group; a new one is like all."""

@@ -4,6 +4,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import log
 from typing import Protocol
 
 from core.events import RequestArrived
@@ -22,6 +23,9 @@ GRAINS = 8
 
 DECODED_S = 4.0
 """Over so long it is measured how many tokens rows answer."""
+
+SHORTER = 1.2
+"""Answers are taken to be as long as those that end now by this measure, times this, where that is shorter."""
 
 
 class Lengths(Protocol):
@@ -49,7 +53,7 @@ class MeterConfig:
     step_share: float = 0.5
     min_arrivals: int = 8
     min_span_s: float = 1.0
-    answers_s: float = 10.0
+    answers_s: float = 2.0
 
 
 @dataclass(slots=True)
@@ -75,7 +79,7 @@ class LoadMeter:
         self._max_arrivals = max_arrivals
         self._arrived: deque[Arrived] = deque()
         self._open: dict[RequestId, Arrived] = {}
-        self._prompt_sum = self._prompt_squares = 0
+        self._prompt_logs = self._prompt_squares = 0.0
         self._grains: deque[_Span] = deque()
         self._num_seen = 0
         self._num_answers = 0
@@ -146,23 +150,14 @@ class LoadMeter:
         return replace(load, output_tokens=tuple(max(1, round(n * factor)) for n in outputs))
 
     def _output_factor(self, load: Load) -> float:
-        """By how much answers seem longer or shorter now than was learned of those that ended.
-
-        Longer: rows answer more tokens per second than so many requests of the learned length would; that work is there
-        whatever its length is called. Shorter: fewer tokens were answered for each answer that ended than an answer is
-        believed to have.
-        """
-        span_s = self._marks[-1][0] - self._marks[0][0] if self._marks else 0.0
-        if span_s < DECODED_S / 2:
+        """By how much answers seem shorter now than was learned: fewer tokens were answered for each answer that ended
+        than an answer is believed to have."""
+        if not self._marks or self._marks[-1][0] - self._marks[0][0] < DECODED_S / 2:
             return 1.0
         decoded, finished = (self._marks[-1][i] - self._marks[0][i] for i in (1, 2))
-        if not decoded:
+        if not decoded or finished < self._config.min_arrivals:
             return 1.0
-        believed = load.mean_output
-        each = min(believed, 1.2 * decoded / finished) if finished >= self._config.min_arrivals else believed
-        if self._since is not None and self._since > self._marks[0][0] and self._since > self._began_at:
-            return each / believed  # rows of before the step are no work of what comes now
-        return max(decoded / span_s, load.rate_rps * each) / (load.rate_rps * believed)
+        return min(1.0, SHORTER * decoded / finished / load.mean_output)
 
     def slo(self) -> SLO | None:
         """What most requests of late were promised; None where nothing was."""
@@ -217,18 +212,21 @@ class LoadMeter:
         return spans
 
     def _has_other_prompts(self) -> bool:
-        """Whether the last few prompts are of another length than those before, at whatever rate they come."""
+        """Whether the last few prompts are of another length than those before, at whatever rate they come.
+
+        By their logarithms: lengths spread over orders of magnitude, and one that is huge is no step.
+        """
         num, total = self._config.min_arrivals, len(self._arrived)
         if total < 4 * num:
             return False
-        last = [self._arrived[i].prompt_tokens for i in range(-num, 0)]
-        mean = (self._prompt_sum - sum(last)) / (total - num)
+        last = [log(self._arrived[i].prompt_tokens) for i in range(-num, 0)]
+        mean = (self._prompt_logs - sum(last)) / (total - num)
         among = (self._prompt_squares - sum(n * n for n in last)) / (total - num) - mean * mean
         recent = sum(last) / num
-        spread = max(among, sum((n - recent) ** 2 for n in last) / (num - 1))
+        spread = max(among, sum((n - recent) ** 2 for n in last) / (num - 1), 0.0)
         change = abs(recent - mean)
         config = self._config
-        return change > config.step_sigmas * (spread / num) ** 0.5 and change > config.step_share * mean
+        return change > config.step_sigmas * (spread / num) ** 0.5 and change > log(1.0 + config.step_share)
 
     def _forget(self, now: float) -> None:
         if self._since is None:
@@ -242,17 +240,16 @@ class LoadMeter:
     def _drop_oldest(self) -> None:
         oldest = self._arrived.popleft()
         self._open.pop(oldest.request, None)
-        tokens = oldest.prompt_tokens
-        self._prompt_sum -= tokens
-        self._prompt_squares -= tokens * tokens
+        self._prompt_logs -= log(oldest.prompt_tokens)
+        self._prompt_squares -= log(oldest.prompt_tokens) ** 2
 
     def _keep(self, each: Arrived) -> None:
         if len(self._arrived) == self._max_arrivals:
             self._drop_oldest()
         self._arrived.append(each)
         self._open[each.request] = each
-        self._prompt_sum += each.prompt_tokens
-        self._prompt_squares += each.prompt_tokens**2
+        self._prompt_logs += log(each.prompt_tokens)
+        self._prompt_squares += log(each.prompt_tokens) ** 2
         grain_s = self._config.step_window_s / GRAINS
         if not self._grains or each.at - self._grains[-1].at >= grain_s:
             self._grains.append(_Span(each.at))

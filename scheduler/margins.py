@@ -49,6 +49,12 @@ class Margin:
             self._drop()
         self._settle()
 
+    def reset(self) -> None:
+        """Begin again."""
+        self._errors.clear()
+        self._sorted = list(PRIOR)
+        self._settle()
+
     def _drop(self) -> None:
         _, error = self._errors.popleft()
         del self._sorted[bisect_left(self._sorted, error)]

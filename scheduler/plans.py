@@ -18,9 +18,9 @@ from scheduler.closed_forms import (
     decode_rate_by_pool,
     decode_rate_by_tpot,
     max_rows_of,
+    prefill_beside_s,
     prefill_rate_alone,
     prefill_rate_by_ttft,
-    prefill_beside_s,
     prefill_times,
     rate_by_link,
     share_taken,
@@ -129,7 +129,7 @@ class Forecaster:
         if key not in self._mixed:
             decode = self._rows_rate(node)
             spare = 1.0 - node.costs.decode_fixed_s / self.goal.slo.tpot_s
-            step = _ChunkStep.of(node, self.load, chunk)
+            step = ChunkStep.of(node, self.load, chunk)
             by_tpot = max(spare, 0.0) / step.weight_s
             rows_s = node.row_s(self.load.mean_context) * max_rows_of(node, self.load) / 4
             busy_s = step.num * (node.costs.decode_fixed_s + rows_s + step.longer_s(rows_s))
@@ -168,7 +168,7 @@ class Forecaster:
 
 
 @dataclass(frozen=True, slots=True)
-class _ChunkStep:
+class ChunkStep:
     """A step with a chunk, beside one without: how many of them a mean prompt takes, how much longer each is.
 
     `more_s` where nothing hides. Of that, `overlap` hides behind rows that take so long, and behind `fixed_s` that
@@ -202,7 +202,7 @@ class _ChunkStep:
         return 2.0 * decode_s / (line + math.sqrt(line * line + 4.0 * square * decode_s))
 
     @classmethod
-    def of(cls, node: NodeAbility, load: Load, chunk: int) -> "_ChunkStep":
+    def of(cls, node: NodeAbility, load: Load, chunk: int) -> "ChunkStep":
         num = sum(math.ceil(max(tokens, 1.0) / chunk) for tokens, _ in load.computed) / len(load.computed)
         costs = node.costs
         tokens = sum(tokens for tokens, _ in load.computed) / len(load.computed)
@@ -286,7 +286,7 @@ class _Node:
         self._load, self._goal, self._part, self._prefills = of.load, of.goal, part, prefills
         node, load = part.ability, of.load
         self._row_s = node.row_s(load.mean_context) / node.num_stages
-        self._chunk = _ChunkStep.of(node, load, part.chunk) if prefills else _ChunkStep(0.0, 0.0, 0.0, 0.0)
+        self._chunk = ChunkStep.of(node, load, part.chunk) if prefills else ChunkStep(0.0, 0.0, 0.0, 0.0)
         rows_share = decodes * load.mean_output * self._row_s
         self.step_s = self._chunk.step_s(node.costs.decode_fixed_s, prefills, rows_share)
         self._rows = decodes * load.mean_output * self.step_s

@@ -41,13 +41,14 @@ class Expected:
     hit_tokens: int
     most_tpot_s: float = inf
     waits_for_link: bool = False
+    era: int = 0
 
 
 class Predictor:
     """Predicts, and learns how far off it was.
 
-    Owns: the margins of TTFT and TPOT. What it knows of nodes stands in the view: prices that are corrected by each
-    report, queues by bookings and reports, prefixes by bookings and by what requests found.
+    Owns: the margins of TTFT and TPOT, and the era of their errors. What it knows of nodes stands in the view: prices
+    that are corrected by each report, queues by bookings and reports, prefixes by bookings and by what requests found.
     """
 
     def __init__(self, config: SchedulerConfig, view: "ClusterView") -> None:
@@ -55,6 +56,7 @@ class Predictor:
         self._view = view
         self.ttft = Margin(config.safety_quantile)
         self.tpot = Margin(config.safety_quantile)
+        self._era = 0
 
     # ── one pair ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -158,7 +160,16 @@ class Predictor:
     # ── learning ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def learn(self, expected: Expected, timing: Timing, num_tokens: int, now: float) -> None:
-        """A request that was tried once has ended: hold what was predicted against what it got."""
+        """A request that was tried once has ended: hold what was predicted against what it got.
+
+        Errors of before nodes were told other mixes say nothing of now, nor does what was predicted then.
+        """
+        if self._era != self._view.era:
+            self._era = self._view.era
+            self.ttft.reset()
+            self.tpot.reset()
+        if expected.era != self._era:
+            return
         slo = expected.slo or RELAXED
         actual = timing.admit_s + timing.queue_prefill_s + timing.prefill_s
         self.ttft.learn(expected.ttft_s, actual, slo.ttft_s if expected.slo else 0.1, now)
@@ -183,7 +194,8 @@ class Predictor:
         nodes = pair.prefill.node, pair.decode.node
         alone_s = self._alone_s(pair) if pair.moves else 0.0
         waits = pair.handoff_s > 1.01 * alone_s * pair.decode.handoff_factor
-        return Expected(slo, ttft_s, pair.tpot_s, alone_s, *nodes, pair.hit_tokens, most_s, waits)
+        era = self._view.era
+        return Expected(slo, ttft_s, pair.tpot_s, alone_s, *nodes, pair.hit_tokens, most_s, waits, era)
 
     def forget(self, now: float) -> None:
         """Errors that are too old count no more."""

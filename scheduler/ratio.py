@@ -91,6 +91,7 @@ class Ratio:
         for view, mix in next_mixes(self._view.nodes.values()):
             view.mix = mix
             commands.append(Tell(view.node, MixChanged(mix)))
+        self._view.era += bool(commands)
         return commands
 
     def _told(self, reason: str, steps: list[MixStep], now: float) -> list[Command]:

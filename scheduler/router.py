@@ -16,14 +16,19 @@ from scheduler.demand import Demand, Refusal, Route
 from scheduler.flight import Flight
 from scheduler.policies.policy import Policy
 from scheduler.prefix_index import stride_of, strided
+from scheduler.progress import Progress
 from scheduler.queue import WaitingQueue
 from scheduler.view import Booking, ClusterView
+
+LOOKS_EVERY_S = 0.5
+"""How often it is looked how far answers are."""
 
 
 class Router:
     """Routes what waits.
 
-    Owns: the queue of those that wait, and who of the offline class was asked to give way since somebody looked.
+    Owns: the queue of those that wait, who of the offline class was asked to give way since somebody looked, and when
+    it is next looked how far answers are.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Router:
         self._policy = policy
         self._flights = flights
         self._giving_way: list[Flight] = []
+        self._progress, self._looks_at = Progress(), -inf
         self.queue = WaitingQueue(config.tenant_shares)
 
     # ── in and out ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -60,6 +66,9 @@ class Router:
         """Who is late lets others go first; errors of another time are forgotten."""
         self.queue.make_late(now)
         self._view.predictor.forget(now)
+        if now >= self._looks_at:
+            self._looks_at = now + LOOKS_EVERY_S
+            self._view.lengths.note_going(self._progress.answers(self._flights.values(), self._view))
 
     # ── routes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

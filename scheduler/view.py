@@ -24,7 +24,7 @@ class ClusterView:
     Owns: the one ledger of credits: what every attempt has booked at every node until that node reports it gone. Also
     what predicts, what was learned of answers' lengths, who should hold which prefix, and the nodes in order: those
     that may prefill by when their queue will be done, `prefills`, and those that may decode by the time of their next
-    step, `decodes`.
+    step, `decodes`. `era` counts the times at which nodes were told other mixes.
     Both orders are as of the last `refresh`, which puts right those that changed since.
     """
 
@@ -32,6 +32,7 @@ class ClusterView:
         self.nodes: dict[NodeId, NodeView] = {}
         self.block_size = 16
         self.lengths = LengthModel(config.expected_output_tokens)
+        self.era = 0
         self.predictor = Predictor(config, self)
         self.prefixes = PrefixIndex()
         self.prefills: dict[Alike, Ranking] = {}

@@ -14,6 +14,10 @@ PATIENCE_SHARE = 0.25
 """Of its target for the first token: where a long prompt harms a few rows wherever it goes, waiting longer for them to
 end costs those behind it more than they are worth."""
 
+CROWDED_SHARE = 2.0
+"""The same where there are so many rows that each would miss its TPOT: one more let in then harms all of them, again
+and again. A request that waited so long has missed its own target."""
+
 OFFLINE_SLACK = 0.2
 """Of their TPOT, rows keep so much beside what the offline class adds."""
 
@@ -22,9 +26,9 @@ class Goodput:
     """Asks the predictor for the best pair, and sends the request there, or has it wait.
 
     It waits in the scheduler while nodes have `max_ahead_s` of prefill work before them, so that who comes later and is
-    more urgent, or has had less, can still go first; and, for at most `patience_s` or a quarter of its TTFT, while it
-    would push itself or rows that run beyond their TPOT. The offline class goes where nothing waits and rows keep
-    `OFFLINE_SLACK`.
+    more urgent, or has had less, can still go first; and while it would push itself or rows that run beyond their TPOT:
+    for at most `patience_s` or a quarter of its TTFT where its prompt is what harms them, up to twice its TTFT where
+    there are too many rows. The offline class goes where nothing waits and rows keep `OFFLINE_SLACK`.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -40,13 +44,18 @@ class Goodput:
             return _route(pair) if _is_idle(pair, now) else OFFLINE
         if pair.queue_s > self._max_ahead_s:
             return AHEAD
-        if pair.is_crowded and pair.is_proven and demand.waited_s < self._patience_of(demand):
+        if pair.is_crowded and pair.is_proven and demand.waited_s < self._patience_of(demand, pair, view):
             return CROWDED
         return _route(pair)
 
-    def _patience_of(self, demand: Demand) -> float:
+    def _patience_of(self, demand: Demand, pair: Pair, view: ClusterView) -> float:
         slo = demand.request.slo
-        return self._patience_s if slo is None else min(self._patience_s, PATIENCE_SHARE * slo.ttft_s)
+        if slo is None:
+            return self._patience_s
+        target = min(slo.tpot_s, pair.decode.strictest_s)
+        if view.predictor.tpot.bound(pair.tpot_s, target) > target:
+            return CROWDED_SHARE * slo.ttft_s
+        return min(self._patience_s, PATIENCE_SHARE * slo.ttft_s)
 
 
 def _is_idle(pair: Pair, now: float) -> bool:

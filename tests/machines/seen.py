@@ -90,10 +90,10 @@ def put_prompt(view: ClusterView, number: int, num_tokens: int, *, now: float = 
     view.book(attempt, NodeId(f"n{number}"), booking, now)
 
 
-def report(work: StepWork, busy_s: float, queued_tokens: int = 0) -> NodeStats:
+def report(work: StepWork, busy_s: float, queued_tokens: int = 0, running_rows: int = 0) -> NodeStats:
     """What a node says of itself."""
     blocks = BlockCounts(1, 1, 0, 0, 0, 0, 0, 0, 0)
-    return NodeStats(queued_tokens, 0, 0, 0, 0, blocks, 0, 0, 0.0, 0, work=work, busy_s=busy_s)
+    return NodeStats(queued_tokens, 0, 0, 0, running_rows, blocks, 0, 0, 0.0, 0, work=work, busy_s=busy_s)
 
 
 def prove(view: ClusterView, *, factor: float = 1.0, now: float = 0.0, queued_tokens: int = 0) -> None:

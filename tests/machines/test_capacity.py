@@ -48,3 +48,8 @@ def test_a_peak_within_the_time_keeps_the_nodes() -> None:
     for _ in range(3):
         found.run(Phase(40, 2, 2000, 100), Phase(16, 40, 2000, 100))
     assert min((target.num_nodes for target in found.targets), default=6) >= 3  # two are enough between the peaks
+
+
+def test_prompts_that_no_node_computes_in_time_do_not_ask_for_all_nodes() -> None:
+    hopeless = bench("mixed", "mixed", "mixed").run(Phase(60, 2, 100_000, 100))
+    assert all(target.num_nodes < SIZES.max_nodes for target in hopeless.targets)

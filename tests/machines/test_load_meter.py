@@ -4,13 +4,11 @@ from random import Random
 
 import pytest
 
-from core.costs import StepWork
 from core.events import RequestArrived
-from core.ids import GatewayId, NodeId, RequestId
+from core.ids import GatewayId, RequestId
 from core.request import Prompt, Request, SamplingParams
 from scheduler.lengths import LengthModel
 from scheduler.load_meter import LoadMeter, MeterConfig
-from tests.machines.seen import report
 
 
 class Feed:
@@ -68,12 +66,3 @@ def test_answers_that_ended_tell_their_length() -> None:
     load = Feed(answer=800).run(30, 10, 1000, ends_with=50).meter.load(30.0)
     assert load is not None
     assert load.mean_output == 50
-
-
-def test_tokens_that_rows_answer_count_where_they_are_more_than_was_expected() -> None:
-    feed = Feed(answer=10).run(30, 10, 1000)
-    for i in range(25):  # 1,000 tokens a second, for 10 requests a second
-        feed.meter.note_stats({NodeId("n"): report(StepWork(num_rows=250 * i), 0.0)}, 24.0 + i / 4)
-    load = feed.meter.load(30.0)
-    assert load is not None
-    assert load.mean_output == pytest.approx(100, rel=0.2)

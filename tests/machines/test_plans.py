@@ -1,5 +1,6 @@
 """What one node can do by formula, held against a table of published experiments, and what layouts do with a load."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ from scheduler.closed_forms import (
     prefill_rate_by_ttft,
 )
 from scheduler.layouts import Floors, Option, PlanNode, Search
-from scheduler.plans import Forecaster, Goal, Part
+from scheduler.plans import ChunkStep, Forecaster, Goal, Part
 
 COSTS = NodeCosts(0.004, 0.0045, 2e-5, 4e-10, 2e-6, 3e-8)
 """Near an 8 B model on one large GPU."""
@@ -163,3 +164,33 @@ def test_small_chunks_keep_the_pace_until_their_fixed_price_is_too_much() -> Non
 
     assert attained(10.0, 64) > attained(10.0, 2048) + 0.01
     assert attained(30.0, 64) < attained(30.0, 2048) - 0.1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    overlap=st.floats(0, 1),
+    rows=st.floats(0, 1.2),
+    rate=st.floats(0.01, 8),
+    fixed=st.tuples(*[st.floats(0.001, 0.02)] * 2),
+)
+def test_the_mean_mixed_step_is_what_such_steps_take(
+    overlap: float, rows: float, rate: float, fixed: tuple[float, float]
+) -> None:
+    costs = NodeCosts(*fixed, 2e-5, 4e-10, 2e-6, 3e-8, overlap)
+    step = ChunkStep.of(NodeAbility(costs, 800_000, 256, 256), Load(1.0, PROMPTS, ANSWERS), 256)
+    mean_s = step.step_s(costs.decode_fixed_s, rate, rows)
+    if mean_s == math.inf:
+        assert rows + rate * step.num * step.more_s * (1 - overlap) > 1.0 - 1e-9 or overlap < 1.0
+        return
+    rows_s = rows * mean_s
+    again_s = costs.decode_fixed_s + rows_s + rate * step.num * mean_s * step.longer_s(rows_s)
+    assert again_s == pytest.approx(mean_s, rel=1e-6)
+
+
+def test_small_chunks_are_forecast_to_serve_more_where_they_hide_behind_the_rows() -> None:
+    load, goal = Load(8.0, (4000,) * 8, (300,) * 8), Goal(SLO(2.0, 0.02))
+    found = []
+    for overlap in (0.0, 1.0):
+        node = replace(ability(), costs=replace(ability().costs, overlap=overlap))
+        found.append(Forecaster(load, goal).forecast([Part("mixed", node, 256, 2)]).attainment)
+    assert found[0] < found[1]

@@ -12,7 +12,20 @@ from core.request import SLO
 from core.stats import Timing
 from scheduler.pair import Pair
 from scheduler.view import Booking, ClusterView
-from tests.machines.seen import COSTS, KEYS, demand_of, node, prove, put_prompt, put_rows, report, request_of, view_of
+from tests.machines.seen import (
+    CONFIG,
+    COSTS,
+    KEYS,
+    demand_of,
+    node,
+    prove,
+    put_prompt,
+    put_rows,
+    report,
+    request_of,
+    spec_of,
+    view_of,
+)
 
 COSTS_WORK = StepWork(1, 1, 512, 512 * 256.0, 1, 1000)
 
@@ -234,3 +247,38 @@ def test_nodes_without_room_are_not_looked_at() -> None:
     assert best is not None and best.decode is node(view, 2)
     view.book(AttemptId("x#0"), NodeId("n0"), Booking(3999, 0, 0), 0.0)
     assert view.predictor.best(demand_of(request_of(100)), 0.0) is None
+
+
+def test_beside_rows_a_small_chunk_hides_as_far_as_the_costs_say() -> None:
+    found = []
+    for overlap in (0.0, 0.5, 1.0):
+        view = ClusterView(CONFIG)
+        view.join(NodeId("n0"), spec_of("mixed", budget=64, costs=replace(COSTS, overlap=overlap)))
+        alone = node(view, 0).delay_s(64, 64 * 32.0)
+        put_rows(view, 0, 60, context=1000)
+        view.refresh()
+        found.append((alone, node(view, 0).delay_s(64, 64 * 32.0), node(view, 0).prefill_s(64, 64 * 32.0)))
+    rows_s, prompt_s = 60 * 2e-4 + 60_000 * 1e-6, 64 * 1e-4 + 2048 * 1e-7
+    for overlap, (alone_s, beside_s, whole_s) in zip((0.0, 0.5, 1.0), found, strict=True):
+        costs = replace(COSTS, overlap=overlap)
+        assert alone_s == pytest.approx(costs.mixed_s(prompt_s, 0.0) - 0.008)
+        assert whole_s == pytest.approx(costs.mixed_s(prompt_s, rows_s))
+        assert beside_s == pytest.approx(costs.mixed_s(prompt_s, rows_s) - 0.008 - rows_s)
+    assert found[2][1] == pytest.approx(0.0), "the rows take longer than the chunk"
+
+
+def test_errors_of_before_a_change_of_mixes_are_forgotten_and_no_more_are_learned() -> None:
+    view = view_of("prefill", "decode")
+    demand = demand_of(request_of(1024))
+    pair = view.predictor.pair(demand, node(view, 0), node(view, 1), 0.0)
+    before = view.predictor.expect(demand, pair, pair.ttft_s)
+    late = Timing(queue_prefill_s=5.0, prefill_s=1.0, decode_s=20.0)
+    for _ in range(20):
+        view.predictor.learn(before, late, 100, 1.0)
+    assert view.predictor.ttft.safety == 1.0 and view.predictor.tpot.safety == 1.0
+    view.era += 1
+    view.predictor.learn(before, late, 100, 2.0)
+    usual = view_of("prefill").predictor
+    assert (view.predictor.ttft.safety, view.predictor.tpot.safety) == (usual.ttft.safety, usual.tpot.safety)
+    view.predictor.learn(view.predictor.expect(demand, pair, pair.ttft_s), late, 100, 3.0)
+    assert view.predictor.ttft.safety > usual.ttft.safety

@@ -4,7 +4,7 @@ import pytest
 
 from core.errors import ConfigError
 from core.kv import KVLayout
-from kv_transfer.choose import ASKABLE, NAMES, Place, check_asked, choose, possible
+from kv_transfer.choose import ASKABLE, NAMES, STAGED, WAYS, Place, check_asked, choose, possible, staging
 from kv_transfer.faults import SWITCH, FlipOneByte, NoFaults, faults_from_environment
 
 HERE, NEIGHBOUR, ELSEWHERE = Place("h", 1), Place("h", 2), Place("i", 1)
@@ -18,6 +18,37 @@ def test_what_can_join_two_nodes_depends_on_where_they_are_and_comes_best_first(
     assert names("auto", HERE, HERE) == ["inproc", "cuda_ipc", "shm", "nixl", "nccl", "gloo"]
     assert names("auto", HERE, NEIGHBOUR) == ["cuda_ipc", "shm", "nixl", "nccl", "gloo"]
     assert names("auto", HERE, ELSEWHERE) == ["nixl", "nccl", "gloo"]
+
+
+ON_GPU = ("cuda_ipc", "nccl", "gloo")
+"""What a node on a GPU has by itself."""
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (Place("h", 2, "3B"), ["cuda_ipc", "gloo"]),
+        (Place("h", 2, "5E"), ["cuda_ipc", "nccl", "gloo"]),
+        (Place("i", 3, "3B"), ["nccl", "gloo"]),
+    ],
+    ids=["the same GPU", "another GPU of the host", "a GPU of another host, on the same place of its bus"],
+)
+def test_nodes_on_gpus_map_memory_on_one_host_and_use_nccl_between_two_gpus_only(
+    other: Place, expected: list[str]
+) -> None:
+    assert names("auto", Place("h", 1, "3B"), other, ON_GPU) == expected
+
+
+def test_only_a_way_of_host_memory_stages_kv_of_gpus() -> None:
+    gpu, host = Place("h", 1, "3B"), Place("h", 2)
+    assert [way.name for way in WAYS if staging(way, gpu, gpu) == STAGED] == ["gloo"]
+    assert [way.name for way in WAYS if staging(way, gpu, host)] == ["gloo"]
+    assert not any(staging(way, host, host) for way in WAYS)
+
+
+def test_two_nodes_of_one_gpu_cannot_have_nccl_by_name() -> None:
+    with pytest.raises(ConfigError, match="nccl needs KV on a GPU of its own for each node"):
+        possible("nccl", Place("h", 1, "3B"), Place("h", 2, "3B"), ON_GPU)
 
 
 def test_only_what_both_sides_have_can_join_them() -> None:

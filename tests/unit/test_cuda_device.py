@@ -43,6 +43,7 @@ class Fake:
         self.runtime = SimpleNamespace(
             CUDARuntimeError=CudaError,
             getDeviceCount=lambda: self.num_devices,
+            deviceGetPCIBusId=lambda index: f"0000:3{index}:00.0",
             getDeviceProperties=lambda index: {"name": b"a fake", "multiProcessorCount": 2},
             malloc=self.malloc,
             free=lambda pointer: self.memory.pop(pointer),
@@ -185,6 +186,7 @@ def test_an_allocation_is_zeroed_exported_and_mapped(device: CudaDevice) -> None
         assert device.map(handle, SHAPE.total_bytes) == slab.at.pointer
         device.unmap(slab.at.pointer)
     assert device.description == "cuda:0 (a fake)"
+    assert device.card == "0000:30:00.0"
 
 
 def test_a_machine_without_a_gpu_is_told_apart_from_one_without_cupy(

@@ -66,3 +66,39 @@ def test_no_more_groups_are_kept_than_may_be() -> None:
         model.learn(f"tenant {i}", 0, 7)
     assert len(model._groups) == MAX_GROUPS
     assert model.num_seen == 3 * MAX_GROUPS
+
+
+def test_answers_that_go_on_show_that_those_that_ended_are_too_short_a_sample() -> None:
+    """200 answers of 100 or 400 tokens, as many of each, began together; 150 tokens later only the short ones ended."""
+    model = LengthModel(64)
+    for _ in range(100):
+        model.learn("a", 0, 100)
+    ended_only = model.expected_output("a", 0)
+    model.note_going(("a", 0, 150) for _ in range(100))
+    assert ended_only == pytest.approx(100, rel=0.1)
+    assert model.expected_output("a", 0, 0.4) <= 110, "as many of the short ones"
+    assert model.expected_output("a", 0, 0.75) > 150, "the others are longer than they are by now"
+    assert sum(model.lengths("a", 0).shares) == pytest.approx(1.0)
+
+
+def test_answers_that_no_longer_go_on_are_forgotten() -> None:
+    model = LengthModel(64)
+    for _ in range(100):
+        model.learn("a", 0, 100)
+    before = model.expected_output("a", 0)
+    model.note_going([("a", 0, 150)] * 50 + [("new", 3, 7)])
+    assert model.expected_output("a", 0) > before
+    model.note_going([])
+    assert model.expected_output("a", 0) == before
+
+
+def test_a_steady_stream_is_learned_without_waiting_for_its_longest_answers() -> None:
+    """One answer begins with every token's time, by turns of 10 and 1,000 tokens; at time 300 only short ones ended."""
+    model, now = LengthModel(300), 300
+    lengths = [10 if start % 2 else 1000 for start in range(now)]
+    for start, length in enumerate(lengths):
+        if start + length <= now:
+            model.learn("a", 0, length)
+    model.note_going(("a", 0, now - start) for start, length in enumerate(lengths) if start + length > now)
+    assert model.expected_output("a", 0, 0.45) <= 10
+    assert model.expected_output("a", 0, 0.55) > 200

@@ -85,7 +85,7 @@ def links(*transports: Recorder, asked: str = "auto") -> Iterator[Links]:
 
 
 def test_an_offer_survives_its_way_and_tells_whose_it_is() -> None:
-    packed = offer("shm", "gloo")
+    packed = offer("shm", "gloo", place=Place("h", 2, "0000:3B:00.0"))
     assert Offer.unpack(packed).pack() == packed
     assert Offer.unpack(packed).node == OWNER
     with links(Recorder("shm"), Recorder("gloo")) as made:
@@ -107,6 +107,7 @@ OTHER = Recorder("gloo", NodeId("other@1")).binding()
         Offer(NEIGHBOUR, (BINDING, OTHER)).pack(),
         Offer(NEIGHBOUR, (BINDING, BINDING)).pack(),
         Offer(Place("h" * 20_000, 1), (BINDING,)).pack(),
+        Offer(Place("h", 1, 7), (BINDING,)).pack(),  # type: ignore[arg-type]
         Offer(NEIGHBOUR, (BINDING,)).pack()[:-1],
     ],
 )
@@ -201,6 +202,53 @@ def test_a_pair_whose_nccl_aborts_goes_on_by_the_host_path_within_the_same_fetch
         )
         made.bind(offer("nccl", "gloo"))
         assert made.way_to(OWNER) == "nccl", "a new offer is a new start"
+
+
+ONE_GPU, OTHER_GPU = Place("h", 1, "3B"), Place("h", 2, "5E")
+
+
+def test_gpus_that_cannot_map_each_other_are_joined_by_the_next_way_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    ipc, nccl, gloo = Recorder("cuda_ipc", bindable=False), Recorder("nccl"), Recorder("gloo")
+    made = Links((ipc, nccl, gloo), "auto", ONE_GPU)
+    made.bind(offer("cuda_ipc", "nccl", "gloo", place=OTHER_GPU))
+    (link,) = made.report().links
+    assert (link.transport, link.why) == ("nccl", "nccl (instead of cuda_ipc: owner@1 is not there)")
+    assert made.counts() == {"fallback": 1}
+    assert made.fetch(HANDLE, INTO) == 1
+    assert (nccl.bound, gloo.bound) == ({OWNER}, set())
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_host_path_between_gpus_is_said_and_counted_however_it_came_about() -> None:
+    staged = "; KV of GPUs is staged through host memory"
+    nccl, gloo = Recorder("nccl", failing=True), Recorder("gloo")
+    first = Links((Recorder("cuda_ipc", bindable=False), Recorder("nccl", bindable=False), gloo), "auto", ONE_GPU)
+    first.bind(offer("cuda_ipc", "nccl", "gloo", place=OTHER_GPU))
+    assert first.counts() == {"fallback": 2, "staged": 1}
+    assert first.report().links[0].why == f"gloo (instead of nccl: owner@1 is not there){staged}"
+    later = Links((nccl, Recorder("gloo")), "auto", ONE_GPU)
+    later.bind(offer("nccl", "gloo", place=OTHER_GPU))
+    assert later.counts() == {}
+    later.fetch(HANDLE, INTO)
+    assert later.counts() == {"fallback": 1, "staged": 1}
+    assert later.report().links[0].why == f"gloo (instead of nccl: owner@1: aborted){staged}"
+    asked = Links((Recorder("gloo"),), "gloo", ONE_GPU)
+    asked.bind(offer("gloo", place=OTHER_GPU))
+    assert (asked.counts(), asked.report().links[0].why) == ({"staged": 1}, f"gloo (as asked){staged}")
+
+
+def test_a_way_that_was_asked_for_by_name_and_cannot_be_bound_has_no_other() -> None:
+    made = Links((Recorder("cuda_ipc", bindable=False), Recorder("gloo")), "cuda_ipc", ONE_GPU)
+    with pytest.raises(PeerLost, match="is not there"):
+        made.bind(offer("cuda_ipc", "gloo", place=OTHER_GPU))
+    assert made.counts() == {"binding_failed": 1}
+
+
+def test_a_peer_that_no_way_reaches_is_lost_and_no_fallback_is_counted() -> None:
+    made = Links((Recorder("cuda_ipc", bindable=False), Recorder("gloo", bindable=False)), "auto", ONE_GPU)
+    with pytest.raises(PeerLost):
+        made.bind(offer("cuda_ipc", "gloo", place=OTHER_GPU))
+    assert made.counts() == {"binding_failed": 1}
 
 
 def test_an_owner_that_is_gone_for_good_is_lost_by_every_way() -> None:
