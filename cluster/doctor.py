@@ -92,8 +92,17 @@ def _torch() -> list[Finding]:
     build = f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return [Finding("torch", "ok", build), Finding("gpu", "ok", names)]
+        return [Finding("torch", "ok", build), Finding("gpu", "ok", names), _cupy()]
     return [Finding("torch", "ok", build), Finding("gpu", "note", "none; nodes run on the CPU")]
+
+
+def _cupy() -> Finding:
+    """Without it KV cannot lie on a GPU, so `serve --device cuda` is refused."""
+    from kv_transfer.cuda_device import can_run
+
+    if why := can_run():
+        return Finding("cupy", "note", why, "pip install 'penstock[cuda]' (CUDA 13) or 'penstock[cuda12]'")
+    return Finding("cupy", "ok", str(importlib.import_module("cupy").__version__))
 
 
 def _cores_and_memory() -> list[Finding]:

@@ -10,16 +10,20 @@ from core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node runs, as far as it decides which memory can be shared."""
+    """Where a node runs, as far as it decides which memory can be shared.
+
+    `gpu` names the card that its KV lies on, the same in every process of the host; empty for host memory.
+    """
 
     host: str
     pid: int
+    gpu: str = ""
 
     @classmethod
-    def here(cls) -> "Place":
+    def here(cls, gpu: str = "") -> "Place":
         """This process. The network namespace is part of the host: abstract sockets end at its border."""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return cls(f"{boot}/{os.stat('/proc/self/ns/net').st_ino}", os.getpid())
+        return cls(f"{boot}/{os.stat('/proc/self/ns/net').st_ino}", os.getpid(), gpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +31,14 @@ class Way:
     """One transport. `joins` says whether it can work between two places, where both sides have it.
 
     `falls_back`: when it fails though the owner may be alive, the pair goes on by its next transport.
+    `is_staged`: KV of a GPU goes through host memory on its way.
     """
 
     name: str
     needs: str
     joins: Callable[[Place, Place], bool]
     falls_back: bool = False
+    is_staged: bool = False
 
 
 def _one_process(one: Place, other: Place) -> bool:
@@ -41,6 +47,11 @@ def _one_process(one: Place, other: Place) -> bool:
 
 def _one_host(one: Place, other: Place) -> bool:
     return one.host == other.host
+
+
+def _two_gpus(one: Place, other: Place) -> bool:
+    """NCCL refuses two ranks on one GPU."""
+    return not one.gpu or one.host != other.host or one.gpu != other.gpu
 
 
 def _anywhere(one: Place, other: Place) -> bool:
@@ -52,10 +63,12 @@ WAYS = (
     Way("cuda_ipc", "KV on GPUs of one host, in one network namespace", _one_host, falls_back=True),
     Way("shm", "both nodes on one host, in one network namespace", _one_host),
     Way("nixl", "NIXL on both sides", _anywhere, falls_back=True),
-    Way("nccl", "KV on a GPU of its own for each node", _anywhere, falls_back=True),
-    Way("gloo", "a private network between the two nodes", _anywhere),
+    Way("nccl", "KV on a GPU of its own for each node", _two_gpus, falls_back=True),
+    Way("gloo", "a private network between the two nodes", _anywhere, is_staged=True),
 )
 """The transports, best first."""
+
+STAGED = "; KV of GPUs is staged through host memory"
 
 NAMES = tuple(way.name for way in WAYS)
 AUTO, MEASURED = "auto", "measured"
@@ -97,6 +110,11 @@ def possible(asked: str, one: Place, other: Place, both_have: Collection[str]) -
         had = ", ".join(name for name in NAMES if name in both_have) or "none"
         raise ConfigError([f"transport: nothing joins these two; both have: {had}"])
     return tuple(ways)
+
+
+def staging(way: Way, one: Place, other: Place) -> str:
+    """What is to be said of a way besides its reason: whether it takes KV of a GPU through host memory."""
+    return STAGED if way.is_staged and (one.gpu or other.gpu) else ""
 
 
 def choose(asked: str, ways: tuple[Way, ...], speeds: Mapping[str, float]) -> Choice:

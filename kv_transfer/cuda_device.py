@@ -62,6 +62,12 @@ class CudaDevice:
         """Card and number."""
         return f"cuda:{self.index} ({self._name})"
 
+    @property
+    def card(self) -> str:
+        """Its place on the PCI bus: indices depend on CUDA_VISIBLE_DEVICES."""
+        with self.here():
+            return str(self.runtime.deviceGetPCIBusId(self.index))
+
     @contextmanager
     def here(self) -> Iterator[None]:
         """This device is the current one of this thread within; errors of CUDA come out as DeviceFailed."""

@@ -136,6 +136,11 @@ class Device(Protocol):
         """Its name for messages."""
         ...
 
+    @property
+    def card(self) -> str:
+        """Which card it is, by a name that every process of this host has for it."""
+        ...
+
     def allocate(self, num_bytes: int) -> int:
         """Zeroed memory that can be exported, on its own, not part of a pool."""
         ...

@@ -62,15 +62,22 @@ class DeviceSlab:
         with self._lock:
             return int(self._stream.read(self.at.pointer + 8 * block, 8).view(np.uint64)[0])
 
-    def read_block(self, block: int) -> bytes:
-        """A copy of one block."""
+    def generations(self, block_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The same of several blocks, by one read of the whole header."""
         with self._lock:
-            return self._stream.read(self.at.block_pointer(block), self.shape.layout.bytes_per_block).tobytes()
+            header = self._stream.read(self.at.pointer, 8 * self.shape.num_blocks).view(np.uint64)
+        return tuple(header[list(block_ids)].tolist())
 
-    def write_block(self, block: int, data: bytes) -> None:
-        """Fill a block, or its first bytes."""
+    def read_block(self, block: int, start: int = 0, num_bytes: int | None = None) -> bytes:
+        """A copy of one block, or of `num_bytes` of it from `start` on."""
+        size = self.shape.layout.bytes_per_block - start if num_bytes is None else num_bytes
         with self._lock:
-            self._stream.write(self.at.block_pointer(block), np.frombuffer(data, np.uint8))
+            return self._stream.read(self.at.block_pointer(block) + start, size).tobytes()
+
+    def write_block(self, block: int, data: bytes, start: int = 0) -> None:
+        """Fill a block, or some bytes of it from `start` on."""
+        with self._lock:
+            self._stream.write(self.at.block_pointer(block) + start, np.frombuffer(data, np.uint8))
 
     def digests(self, block_ids: tuple[int, ...]) -> tuple[bytes, ...]:
         """`sum128` of each block, computed on the device: what a lender of a device pool seals with.

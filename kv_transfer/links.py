@@ -13,7 +13,7 @@ from core.errors import ConfigError, LayoutMismatch, PeerLost, TransferError
 from core.ids import AttemptId, NodeId
 from core.kv import FetchTarget, KVHandle
 from core.transfer import PeerLink, TransferReport
-from kv_transfer.choose import AUTO, MEASURED, Choice, Place, Way, check_asked, choose, possible
+from kv_transfer.choose import AUTO, MEASURED, Choice, Place, Way, check_asked, choose, possible, staging
 from kv_transfer.frames import Refusals
 from kv_transfer.transport import Binding, Transport
 
@@ -36,7 +36,8 @@ class Offer:
 
     def pack(self) -> bytes:
         """As it travels: equal offers give equal bytes."""
-        packed: bytes = msgpack.packb((self.place.host, self.place.pid, [binding.pack() for binding in self.bindings]))
+        place, bindings = self.place, [binding.pack() for binding in self.bindings]
+        packed: bytes = msgpack.packb((place.host, place.pid, place.gpu, bindings))
         return packed
 
     @classmethod
@@ -45,8 +46,8 @@ class Offer:
         try:
             if len(data) > MAX_OFFER_BYTES:
                 raise ValueError(f"{len(data)} bytes; the limit is {MAX_OFFER_BYTES}")
-            host, pid, packed = msgpack.unpackb(data, use_list=False)
-            if type(host) is not str or type(pid) is not int or not packed:
+            host, pid, gpu, packed = msgpack.unpackb(data, use_list=False)
+            if type(host) is not str or type(pid) is not int or type(gpu) is not str or not packed:
                 raise ValueError("a place or the list of bindings is malformed")
             bindings = tuple(Binding.unpack(one) for one in packed)
         except (ValueError, TypeError) as error:
@@ -54,7 +55,7 @@ class Offer:
         names = {binding.transport for binding in bindings}
         if len({binding.node for binding in bindings}) > 1 or len(names) < len(bindings):
             raise LayoutMismatch("not an offer of bindings: they belong to several nodes, or two are of one transport")
-        return cls(Place(host, pid), bindings)
+        return cls(Place(host, pid, gpu), bindings)
 
 
 @runtime_checkable
@@ -79,6 +80,7 @@ class _Route:
 
     offer: Offer
     choice: Choice
+    own: Place
     at: int = 0
     why_left: str = ""
     changing: threading.Lock = field(default_factory=threading.Lock)
@@ -90,14 +92,15 @@ class _Route:
     @property
     def link(self) -> PeerLink:
         why = f"{self.way.name} ({self.why_left})" if self.at else self.choice.message
-        return PeerLink(self.offer.node, self.way.name, why)
+        return PeerLink(self.offer.node, self.way.name, why + staging(self.way, self.own, self.offer.place))
 
 
 class Links:
     """All transports of one node.
 
     Owns: the transports, which peer is read by which, and the counts, which only rise: `binding_refused.malformed`,
-    `.transport` (nothing joins the pair) and `.layout`, `binding_failed` (nobody there, or no proof), `fallback`, and
+    `.transport` (nothing joins the pair) and `.layout`, `binding_failed` (nobody there, or no proof), `fallback`,
+    `staged` (peers that were bound by a way through host memory though KV lies on a GPU), and
     `refused.<transport>.<reason>` of what a transport turned away: frames, strangers at its door, what was not lent.
     """
 
@@ -126,20 +129,38 @@ class Links:
         try:
             offer, doubt = Offer.unpack(packed), "transport"
             ways, doubt = self._possible(offer), "layout"
-            choice = choose(self._asked, ways, self._measured(offer, ways))
-            self._bind_by(choice.order[0], offer)
+            route = _Route(offer, choose(self._asked, ways, self._measured(offer, ways)), self._place)
+            self._bind_best(route)
         except LayoutMismatch:
             self._count(f"binding_refused.{doubt}")
             raise
         except PeerLost:
             self._count("binding_failed")
             raise
-        for name in self._transports.keys() - {choice.transport}:
+        for name in self._transports.keys() - {route.way.name}:
             self._transports[name].unbind(offer.node)
-        LOG.info("kv from %s: %s", offer.node, choice.message)
+        LOG.log(logging.WARNING if route.at else logging.INFO, "kv from %s: %s", offer.node, route.link.why)
         with self._lock:
-            self._routes[offer.node] = _Route(offer, choice)
+            self._routes[offer.node] = route
+            if route.at:
+                self._counts["fallback"] += route.at
+        self._note_staging(route)
         return offer.node
+
+    def _bind_best(self, route: _Route) -> None:
+        """By the first way of its order that can be bound: what joins two places on paper may not, as two GPUs of one
+        host that cannot reach each other. Raises as `bind`."""
+        while True:
+            try:
+                return self._bind_by(route.way, route.offer)
+            except PeerLost as error:
+                if not route.way.falls_back or route.at + 1 == len(route.choice.order):
+                    raise
+                route.at, route.why_left = route.at + 1, f"instead of {route.way.name}: {error}"
+
+    def _note_staging(self, route: _Route) -> None:
+        if staging(route.way, self._place, route.offer.place):
+            self._count("staged")
 
     def _possible(self, offer: Offer) -> tuple[Way, ...]:
         names = {binding.transport for binding in offer.bindings} & self._transports.keys()
@@ -208,6 +229,7 @@ class Links:
             if not self._advance(route, f"instead of {failed}: {error}"):
                 self._transports[after].unbind(node)
                 return False
+        self._note_staging(route)
         self._transports[failed].unbind(node)
         LOG.warning("kv from %s: %s instead of %s from now on: %s", node, after, failed, str(error))
         return True

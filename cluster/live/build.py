@@ -5,6 +5,7 @@ from collections.abc import Callable
 from cluster.costs import preemption_costs
 from cluster.live.config import NodeSettings, check_transport
 from cluster.live.host import NodeParts
+from cluster.live.node_memory import NodeMemory, TakeMemory, take_memory
 from cluster.live.orders import NodeOrder, mint_node_id, own_address_towards
 from cluster.live.transports import Endpoint, open_links
 from cluster.node import Node, NodeConfig
@@ -17,19 +18,18 @@ from engine.executor import Executor
 from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import LoadFormat, ModelInfo, read_model_info
 from engine.profile import StepProbe, measure_recompute
-from kv_transfer.slab import Slab
 
 Progress = Callable[[str, float], None]
 """Called with the phase of a start and its share done, 0 to 1."""
 
 
-def build_node(order: NodeOrder, progress: Progress) -> NodeParts:
-    """A node that is ready to run. Raises ConfigError with what the operator has to change."""
+def build_node(order: NodeOrder, progress: Progress, take: TakeMemory = take_memory) -> NodeParts:
+    """A node that is ready to run; `take` gives it its KV memory. Raises ConfigError with what has to be changed."""
     settings = order.settings
     progress("reading the model's headers", 0.0)
     model = read_model_info(settings.model, LoadFormat(settings.load_format))
     layout = model.kv_layout(settings.block_size, settings.dtype)
-    check_transport(settings.transport)
+    check_transport(settings.transport, settings.device)
     spec = NodeSpec(
         layout=layout.id(model.digest),
         kv=layout,
@@ -39,12 +39,13 @@ def build_node(order: NodeOrder, progress: Progress) -> NodeParts:
         costs=settings.step_costs,
     )
     node = mint_node_id(order.name)
-    slab = Slab.anonymous(SlabShape(layout, spec.num_blocks), node)
+    memory = take(settings, SlabShape(layout, spec.num_blocks), node, progress)
+    slab = memory.slab
     try:
-        slab.populate(lambda done, total: progress("taking KV memory", done / total))
-        executor = _load(settings, slab, progress)
+        executor = _load(settings, memory, progress)
         host = own_address_towards(order.head.address)
-        links = open_links(settings.transport, Endpoint(node, spec.layout, slab, host, order.token.secret))
+        at = Endpoint(node, spec.layout, slab, host, order.token.secret, memory.gpu)
+        links = open_links(settings.transport, at)
     except BaseException:
         slab.close()
         raise
@@ -80,18 +81,18 @@ def _machine(node: NodeId, spec: NodeSpec, model: ModelInfo, order: NodeOrder, c
     )
 
 
-def _load(settings: NodeSettings, slab: Slab, progress: Progress) -> Executor:
+def _load(settings: NodeSettings, memory: NodeMemory, progress: Progress) -> Executor:
     config = ExecutorConfig(
         settings.model,
         settings.dtype,
-        settings.device,
+        memory.device,
         LoadFormat(settings.load_format),
         settings.num_threads,
         settings.quantization,
     )
     progress("loading weights", 0.0)
     executor = load_executor(
-        config, slab.buffer, slab.shape, lambda done, total: progress("loading weights", done / total)
+        config, memory.slab.buffer, memory.slab.shape, lambda done, total: progress("loading weights", done / total)
     )
     progress("warming up", 0.0)
     executor.warm_up()

@@ -10,27 +10,43 @@ from core.timers import Timers
 from decode_worker.config import PreemptionCosts
 from kv_transfer.choose import check_asked
 
+ONE_PROCESS = "both nodes in one process, and here each has its own"
 NOT_OF_HOST_MEMORY = {
-    "inproc": "both nodes in one process, and here each has its own",
+    "inproc": ONE_PROCESS,
     "cuda_ipc": "KV in device memory, and these nodes keep it in host memory",
     "nccl": "KV in device memory, and these nodes keep it in host memory",
+}
+NOT_OF_DEVICE_MEMORY = {
+    "inproc": ONE_PROCESS,
+    "shm": "KV in host memory, and these nodes keep it on their GPUs",
 }
 """Transports that a live node cannot have, and what they need."""
 
 
-def check_transport(asked: str) -> None:
-    """Raises ConfigError for a transport that there is not, or that nodes with their KV in host memory cannot have."""
+def check_transport(asked: str, device: str = "cpu") -> None:
+    """Raises ConfigError for a transport that there is not, or that nodes of this device cannot have."""
     check_asked(asked)
-    if asked in NOT_OF_HOST_MEMORY:
-        raise ConfigError([f"transport: {asked} needs {NOT_OF_HOST_MEMORY[asked]}"])
+    lacking = NOT_OF_DEVICE_MEMORY if device.startswith("cuda") else NOT_OF_HOST_MEMORY
+    if asked in lacking:
+        raise ConfigError([f"transport: {asked} needs {lacking[asked]}"])
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSlot:
-    """A place for one node. Its incarnations come and go; `mix` is what each starts with."""
+    """A place for one node. Its incarnations come and go; `mix` is what each starts with.
+
+    `device`: where each of them computes, such as `cuda:1` among the GPUs that the head sees; empty: where the
+    cluster's settings say.
+    """
 
     name: str
     mix: Mix
+    device: str = ""
+
+    @property
+    def group(self) -> str:
+        """What it has in common with its like: `prefill` of `prefill-0`. On Kubernetes a worker group."""
+        return self.name.rpartition("-")[0]
 
 
 def slots_of(
@@ -79,10 +95,18 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class RaySettings:
-    """How nodes run as Ray actors. `address` None starts a Ray of our own on this machine."""
+    """How nodes run as Ray actors. `address` None starts a Ray of our own on this machine.
+
+    `on_gpus`: every node asks for a share of a GPU; `num_gpus`: those that a Ray of our own is told of. `is_spread`:
+    each node goes where there is a place of its group, a custom resource of that name, and takes a whole GPU; otherwise
+    all go to one host, where the best transport is.
+    """
 
     address: str | None = None
     cpus_per_node: float = 0.5
+    on_gpus: bool = False
+    num_gpus: int = 0
+    is_spread: bool = False
     object_store_bytes: int = 80 << 20
     start_timeout_s: float = 120.0
 
@@ -101,7 +125,7 @@ class LiveConfig:
         """What is wrong with it; empty when it is sound."""
         found = self.timers.problems()
         try:
-            check_transport(self.node.transport)
+            check_transport(self.node.transport, self.node.device)
         except ConfigError as error:
             found += error.problems
         if self.launcher not in ("local", "ray"):

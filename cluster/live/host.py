@@ -24,6 +24,7 @@ from core.commands import Command, Emit, FetchKV, Lend, Revoke, RunStep, Tell
 from core.events import Event, Fenced, Lent, NodeEvent, PeerLost, Tick
 from core.ids import SCHEDULER, Address, NodeId
 from core.mix import NodeSpec
+from kv_transfer.device_slab import DeviceSlab
 from kv_transfer.links import Links
 from kv_transfer.slab import Slab
 
@@ -48,7 +49,7 @@ class NodeParts:
     machine: Machine
     executor: Runner
     links: Links
-    slab: Slab
+    slab: Slab | DeviceSlab
 
 
 class Host:

@@ -6,15 +6,18 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from cluster.api.v1.post_pb2 import NodeStatus
 from cluster.live.frames import frame_length, write_frame
+from cluster.live.gpus import is_cuda, shown_alone
 from cluster.live.launcher import LOOPBACK, Progress
 from cluster.live.orders import NodeOrder, StartedNode
 from core.errors import ConfigError, NodeLost
 
 LOG = logging.getLogger("penstock.node")
 MAX_LINE_BYTES = 1 << 16
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LEVELS = {name.encode(): level for name, level in logging.getLevelNamesMapping().items()}
 _LEVELS[b"Fatal"] = logging.CRITICAL
 """By a line's first word: what logging writes, and what faulthandler writes when the interpreter crashes."""
@@ -93,11 +96,19 @@ class LocalLauncher:
         """Nothing: each process is its node's to end."""
 
     async def start(self, order: NodeOrder, progress: Progress) -> LocalNode:
-        """Starts a process and waits until the node in it runs. Raises ConfigError or NodeLost."""
+        """Starts a process and waits until the node in it runs. Raises ConfigError or NodeLost.
+
+        A process on a GPU sees that one only, which is then its first.
+        """
+        environment = self._environment
+        if is_cuda(order.settings.device):
+            shown = shown_alone(order.settings.device, environment.get(VISIBLE))
+            environment = environment | {VISIBLE: shown}
+            order = replace(order, settings=replace(order.settings, device="cuda"))
         order_out, order_in = os.pipe()
         status_out, status_in = os.pipe()
         try:
-            process = await self._spawn(order_out, status_in)
+            process = await self._spawn(order_out, status_in, environment)
         except BaseException:
             for fd in (order_in, status_out):
                 os.close(fd)
@@ -117,7 +128,7 @@ class LocalLauncher:
             raise
         return node
 
-    async def _spawn(self, order_out: int, status_in: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, order_out: int, status_in: int, environment: dict[str, str]) -> asyncio.subprocess.Process:
         """In a session of its own, so that Ctrl-C reaches the head alone and nodes go when it says so."""
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", self._program, str(order_out), str(status_in)),
@@ -126,7 +137,7 @@ class LocalLauncher:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=MAX_LINE_BYTES,
-            env=self._environment,
+            env=environment,
             start_new_session=True,
         )
 

@@ -13,6 +13,7 @@ import pytest
 
 from cluster.live.cluster import LiveCluster
 from cluster.live.config import LiveConfig, NodeSettings, NodeSlot, slots_of
+from cluster.live.launcher import Launcher
 from core.errors import ConfigError
 from core.goodput import Outcome
 from core.ids import AttemptId, RequestId
@@ -113,11 +114,14 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    settings: NodeSettings, slots: tuple[NodeSlot, ...], launcher: str = "local"
+    settings: NodeSettings, slots: tuple[NodeSlot, ...], launcher: str = "local", by: Launcher | None = None
 ) -> AsyncIterator[Running]:
-    """A cluster that serves; in the end all its machines are idle and none of its processes is left."""
+    """A cluster that serves; in the end all its machines are idle and none of its processes is left.
+
+    `by`: what starts its nodes, in the place of the launcher of that name.
+    """
     scheduler, door = Scheduler(SchedulerConfig(), LeastLoaded()), Door()
-    cluster = LiveCluster(LiveConfig(settings, slots, launcher), scheduler)
+    cluster = LiveCluster(LiveConfig(settings, slots, launcher), scheduler, launcher=by)
     door.join(cluster)
     await cluster.start()
     here = Running(cluster, scheduler, door)

@@ -18,7 +18,7 @@ from kv_transfer.pair_transport import PairOptions
 from kv_transfer.shm import ShmTransport
 from kv_transfer.slab import Slab
 from kv_transfer.transport import Transport
-from tests.transports.device_lenders import IpcLender, StandInSlab, ipc_reader
+from tests.transports.device_lenders import IpcLender, StandInSlab, ipc_reader, staged_lender, staged_reader
 from tests.transports.lenders import (
     LAYOUT,
     SMALL,
@@ -43,6 +43,7 @@ KINDS = (
     "nixl across processes",
     "gloo",
     "gloo across processes",
+    "gloo over a stand-in device",
 )
 LENDER = NodeId("lender@1")
 READER = NodeId("reader@1")
@@ -106,6 +107,8 @@ class Pair:
             lender = nixl_lender(node, layout, shape)
         elif self.kind == "gloo":
             lender = gloo_lender(node, layout, shape)
+        elif self.kind.startswith("gloo"):
+            lender = staged_lender(node, layout, shape)
         else:
             lender = IpcLender(node, layout, shape, self.digests)
         lender.lend("r#1", READER)
@@ -124,6 +127,10 @@ class Pair:
             return transport, slab
         if self.is_cuda_ipc:
             transport, slab = ipc_reader(READER, LAYOUT, shape, self.digests, faults)
+            self._closers += [transport.close, slab.close]
+            return transport, slab
+        if self.kind == "gloo over a stand-in device":
+            transport, slab = staged_reader(READER, LAYOUT, shape, faults)
             self._closers += [transport.close, slab.close]
             return transport, slab
         slab = Slab.anonymous(shape, "reader")

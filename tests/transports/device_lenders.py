@@ -1,4 +1,4 @@
-"""Lenders and readers of the transport `cuda_ipc` over the stand-in device."""
+"""Lenders and readers over the stand-in device: of `cuda_ipc`, and of `gloo` through host memory."""
 
 from core.ids import LayoutId, NodeId
 from core.kv import SlabShape
@@ -6,7 +6,10 @@ from kv_transfer.cuda_ipc import CudaIpcTransport, IpcOptions
 from kv_transfer.device_copy import DigestKind
 from kv_transfer.device_slab import DeviceSlab
 from kv_transfer.faults import Faults, NoFaults
+from kv_transfer.gloo import GlooTransport
+from kv_transfer.pair_transport import PairOptions
 from kv_transfer.slab import SlabView
+from kv_transfer.staging import StagedBlocks
 from tests.transports.lenders import TOKEN, LocalLender, content
 from tests.transports.stand_in_device import StandInDevice
 
@@ -52,3 +55,19 @@ def ipc_reader(
 ) -> tuple[CudaIpcTransport, StandInSlab]:
     slab = StandInSlab(shape)
     return CudaIpcTransport(node, layout, slab, TOKEN, IpcOptions(kind, progress_s=5, faults=faults)), slab
+
+
+def staged_lender(node: NodeId, layout: LayoutId, shape: SlabShape) -> LocalLender:
+    slab = StandInSlab(shape)
+    made: list[LocalLender] = []
+    options = PairOptions(NoFaults(), meanwhile=lambda: made[0].meanwhile())
+    transport = GlooTransport(node, layout, StagedBlocks(slab), "127.0.0.1", TOKEN, options)
+    made.append(LocalLender(transport, slab))  # type: ignore[arg-type]
+    return made[0]
+
+
+def staged_reader(
+    node: NodeId, layout: LayoutId, shape: SlabShape, faults: Faults | None
+) -> tuple[GlooTransport, StandInSlab]:
+    slab = StandInSlab(shape)
+    return GlooTransport(node, layout, StagedBlocks(slab), "127.0.0.1", TOKEN, PairOptions(faults)), slab

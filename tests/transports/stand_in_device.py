@@ -31,11 +31,14 @@ class Range:
 
 
 class StandInDevice:
-    """Owns: its allocations and mappings; `ranges` are those that are still there."""
+    """Owns: its allocations and mappings; `ranges` are those that are still there.
 
-    def __init__(self) -> None:
+    Devices of different indices cannot reach each other's memory, as cards without peer access.
+    """
+
+    def __init__(self, index: int = 0) -> None:
         self.ranges: dict[int, Range] = {}
-        self.index = 0
+        self.index = index
         self.is_held = False
         self.fails = ""
         self.num_streams = 0
@@ -45,6 +48,10 @@ class StandInDevice:
     @property
     def description(self) -> str:
         return "a stand-in"
+
+    @property
+    def card(self) -> str:
+        return f"stand-in {self.index}"
 
     def allocate(self, num_bytes: int) -> int:
         fd = os.memfd_create("penstock-stand-in", os.MFD_CLOEXEC)
@@ -61,11 +68,14 @@ class StandInDevice:
         self.unmap(pointer)
 
     def export(self, pointer: int) -> bytes:
-        return f"/proc/{os.getpid()}/fd/{self.ranges[pointer].fd}".encode()
+        return f"{self.index}/proc/{os.getpid()}/fd/{self.ranges[pointer].fd}".encode()
 
     def map(self, handle: bytes, num_bytes: int) -> int:
+        index, _, path = handle.partition(b"/")
+        if index != str(self.index).encode():
+            raise DeviceFailed(f"no peer access to device {index.decode(errors='replace')}")
         try:
-            fd = os.open(handle, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(b"/" + path, os.O_RDONLY | os.O_CLOEXEC)
             return self._keep(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ), fd)
         except (OSError, ValueError) as error:
             raise DeviceFailed(f"invalid handle: {error}") from error
@@ -137,22 +147,27 @@ class StandInStream:
 
     def is_done(self) -> bool:
         assert self._has_ended, "asked before the end was queued"
-        if self._device.fails:
-            raise DeviceFailed(self._device.fails)
+        self._check()
         if self._device.is_held:
             return False
         while self._queue:
             self._queue.pop(0)()
         return True
 
+    def _check(self) -> None:
+        if self._device.fails:
+            raise DeviceFailed(self._device.fails)
+
     def found(self) -> Found:
         assert not self._queue, "looked at before it was done"
         return self._found
 
     def read(self, pointer: int, num_bytes: int) -> Bytes:
+        self._check()
         return self._device.at(pointer, num_bytes).copy()
 
     def write(self, pointer: int, data: Bytes) -> None:
+        self._check()
         self._device.at(pointer, len(data))[:] = data
 
     def close(self) -> None:
