@@ -53,6 +53,13 @@ class UnknownModel(RequestError):
     code = "model_not_found"
 
 
+class AccessDenied(PenstockError):
+    """No key, an unknown one, or one that does not open what was asked for."""
+
+    code = "invalid_api_key"
+    fault = "caller"
+
+
 class Refused(PenstockError):
     """Load: the request is sound, and was turned away before any node was told."""
 
@@ -62,6 +69,12 @@ class Refused(PenstockError):
 
 class Overloaded(Refused):
     """The bounded queue is full."""
+
+
+class QuotaExceeded(Refused):
+    """The caller has used what its key allows; `Overloaded` is our own limit."""
+
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(Refused):

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PROTOS = ("cluster/api/v1/post.proto", "cluster/api/v1/inference.proto")
+PROTOS = ("cluster/api/v1/post.proto", "cluster/api/v1/inference.proto", "cluster/api/v1/admin.proto")
 
 
 def main(arguments: list[str]) -> int:

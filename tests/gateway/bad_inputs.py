@@ -4,13 +4,27 @@ import math
 from dataclasses import dataclass
 
 from cluster.api.v1 import inference_pb2 as pb
+from cluster.gateway.keys import AccessSettings, Grant, Quota
 from cluster.gateway.limits import Limits
 from core.goodput import Outcome
 from tests.gateway.fake_cluster import MAX_MODEL_LEN, VOCAB_SIZE
+from tests.gateway.keyed import Keys
 
 POOL = 300
 LONG = 40_000
 USUAL = Limits()
+OPEN = AccessSettings()
+KEYS = Keys(
+    Grant("good"),
+    Grant("ended", expires_at=1.0),
+    Grant("other", models=("other",)),
+    Grant("small", "acme", quota=Quota(tokens_per_minute=100, max_concurrent=1)),
+)
+
+
+GRAMMAR, SCHEMA, REGEX = (("invalid_grammar", f"sampling.{name}") for name in ("grammar", "json_schema", "regex"))
+NO_TYPE = '{"properties": {"a": {"type": "strng"}}}'
+SLOW = '{"allOf": [{"type": "integer", "multipleOf": 9973}, {"type": "integer", "multipleOf": 8009}]}'
 
 
 def text(prompt: str = "fox", **fields: object) -> bytes:
@@ -44,6 +58,13 @@ class BadInput:
     limits: Limits = USUAL
     says: str = ""
     max_model_len: int = MAX_MODEL_LEN
+    access: AccessSettings = OPEN
+    key: str = ""
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What the call carries."""
+        return (("authorization", self.key),) if self.key else ()
 
 
 IA = "INVALID_ARGUMENT"
@@ -179,8 +200,66 @@ INPUTS = (
         says="at most 32768",
         max_model_len=LONG,
     ),
-    BadInput(31, "a grammar", sampling(grammar="root ::= x"), IA, "unsupported_parameter", "sampling.grammar"),
-    BadInput(31, "a schema", sampling(json_schema="{}"), IA, "unsupported_parameter", "sampling.json_schema"),
+    BadInput(31, "an undefined rule", sampling(grammar="root ::= x"), IA, *GRAMMAR, says="Rule 'x' not found"),
+    BadInput(31, "no grammar", sampling(grammar='start: "a" ('), IA, *GRAMMAR, says="1(13)"),
+    BadInput(31, "an empty grammar", sampling(grammar=""), IA, *GRAMMAR, says="not be empty"),
+    BadInput(31, "schema keyword", sampling(json_schema='{"not": {}}'), IA, *SCHEMA, says="not (at /): not supported"),
+    BadInput(31, "schema type", sampling(json_schema=NO_TYPE), IA, *SCHEMA, says="strng (at /properties/a)"),
+    BadInput(31, "a slow schema", sampling(json_schema=SLOW), IA, *SCHEMA, says="processor time"),
+    BadInput(31, "no regex", sampling(regex="a("), IA, *REGEX, says="unclosed group"),
+    BadInput(31, "nothing matches", sampling(regex=r"[^\s\S]"), IA, *REGEX, says="no answer can match"),
+    BadInput(31, "a long regex", sampling(regex="a" * 131_073), IA, *REGEX, says="at most 131072 bytes"),
+    BadInput(31, "an empty choice", sampling(choice=["a", ""]), IA, "invalid_grammar", "sampling.choice[1]"),
+    BadInput(31, "many choices", sampling(choice=["a"] * 1025), IA, "invalid_grammar", "sampling.choice", says="1024"),
+    BadInput(31, "two formats", sampling(regex="a", choice=["a"]), IA, "invalid_grammar", "sampling.choice"),
+    BadInput(33, "bad salt", text(cache_salt="a b"), IA, "invalid_cache_salt", "cache_salt", says="{1,64}"),
+    BadInput(33, "long salt", text(cache_salt="s" * 65), IA, "invalid_cache_salt", "cache_salt"),
+    BadInput(16, "salt not UTF-8", text() + b"\x62\x01\xff", IA, "invalid_utf8", "cache_salt"),
+    BadInput(0, "unknown class", text(slo_class="premium"), IA, "invalid_slo_class", "slo_class", says="offline"),
+    BadInput(9, "no key", text(), "UNAUTHENTICATED", "invalid_api_key", access=KEYS.settings, says="Bearer"),
+    BadInput(9, "unknown key", text(), "UNAUTHENTICATED", "invalid_api_key", access=KEYS.settings, key="Bearer psk-x"),
+    BadInput(9, "no bearer", text(), "UNAUTHENTICATED", "invalid_api_key", access=KEYS.settings, key="Basic psk-x"),
+    BadInput(
+        9, "ended key", text(), "UNAUTHENTICATED", "invalid_api_key", access=KEYS.settings, key=KEYS.header("ended")
+    ),
+    BadInput(
+        10,
+        "model of others",
+        text(),
+        "PERMISSION_DENIED",
+        "model_forbidden",
+        access=KEYS.settings,
+        key=KEYS.header("other"),
+    ),
+    BadInput(
+        10,
+        "tenant of others",
+        text(tenant="rival"),
+        "PERMISSION_DENIED",
+        "tenant_forbidden",
+        access=KEYS.settings,
+        key=KEYS.header("small"),
+    ),
+    BadInput(
+        37,
+        "more tokens than a minute has",
+        sampling(max_tokens=200),
+        "RESOURCE_EXHAUSTED",
+        "rate_limit_exceeded",
+        access=KEYS.settings,
+        key=KEYS.header("small"),
+        says="100 tokens",
+    ),
+    BadInput(
+        37,
+        "more at once than the key has",
+        sampling(max_tokens=1, n=2),
+        "RESOURCE_EXHAUSTED",
+        "rate_limit_exceeded",
+        access=KEYS.settings,
+        key=KEYS.header("small"),
+        says="1 requests at once",
+    ),
     BadInput(34, "long request id", text(request_id="r" * 129), IA, "invalid_request_id", "request_id", says="128"),
     BadInput(34, "newline in the id", text(request_id="a\nb"), IA, "invalid_request_id", "request_id", says="'a\\nb'"),
     BadInput(34, "é in the id", text(request_id="é"), IA, "invalid_request_id", "request_id"),
@@ -232,5 +311,7 @@ FAILURES = (
     Failure(52, Outcome.FAILED, "internal", "INTERNAL"),
     Failure(52, Outcome.FAILED, "a code that nobody knows", "INTERNAL"),
 )
-ELSEWHERE = {"client_closed", "slow_reader", "not_found"}
-"""Codes with tests of their own: nobody is there to be told, or no request was made."""
+ELSEWHERE = {"client_closed", "slow_reader", "not_found", "admin_forbidden", "unknown_node", "phase_uncovered"} | {
+    "unsupported_parameter"
+}
+"""Codes with tests of their own: nobody is there to be told, no request was made, or it is another contract's."""

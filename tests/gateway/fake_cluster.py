@@ -4,14 +4,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from cluster.gateway.access import Access
 from cluster.gateway.client import AsyncClient
 from cluster.gateway.cluster_state import ClusterState, NodeState
+from cluster.gateway.formats import Formats
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.grpc_server import GrpcServer
+from cluster.gateway.keys import AccessSettings
 from cluster.gateway.limits import Limits, ServedModel
 from cluster.gateway.streams import Streams
 from cluster.gateway.tokenizer import ChatTemplate, Tokenizer
@@ -35,8 +39,12 @@ from core.request import Request, num_packed, unpack_tokens
 from core.stats import BlockCounts, NodeStats, Timing
 from core.step import TokenLogprobs
 from core.transfer import PeerLink, TransferReport
+from engine.embedded import prompts
 
 VOCAB_SIZE = 300
+VOCABULARY = Path(prompts.__file__).parent
+"""A folder with a tokenizer that formats are compiled for: whether they can be does not depend on whose it is."""
+
 MAX_MODEL_LEN = 512
 TIMING = Timing(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, num_cached_tokens=2)
 CHAT_TEMPLATE = "{% for m in messages %}<user>{{ m['content'] }}</user>{% endfor %}{{ eos_token }}"
@@ -209,17 +217,23 @@ def serve(
     scenario: Callable[[Place], Awaitable[None]],
     limits: Limits = Limits(),  # noqa: B008 - frozen
     max_model_len: int = MAX_MODEL_LEN,
+    access: AccessSettings = AccessSettings(),  # noqa: B008 - frozen
+    seconds: float = 60,
 ) -> None:
     """Run a scenario against a new server; at its end nothing is open any more."""
-    asyncio.run(asyncio.wait_for(_serve(scenario, limits, max_model_len), 60))
+    asyncio.run(asyncio.wait_for(_serve(scenario, limits, max_model_len, access), seconds))
 
 
-async def _serve(scenario: Callable[[Place], Awaitable[None]], limits: Limits, max_model_len: int) -> None:
+async def _serve(
+    scenario: Callable[[Place], Awaitable[None]], limits: Limits, max_model_len: int, access: AccessSettings
+) -> None:
     cluster = FakeCluster()
     tokenizer = Tokenizer(tiny_tokenizer(), ChatTemplate(CHAT_TEMPLATE, {"eos_token": "<eos>"}))
     model = ServedModel("tiny", VOCAB_SIZE, max_model_len, 16)
     gateway = Gateway(model, tokenizer, Streams(GatewayId("gateway")), limits, cluster.tell)
     cluster.gateway = gateway
+    gateway.access = Access(access)
+    gateway.formats = Formats(VOCABULARY)
     server = GrpcServer(gateway, lambda: cluster.state)
     await server.start()
     try:
@@ -229,6 +243,7 @@ async def _serve(scenario: Callable[[Place], Awaitable[None]], limits: Limits, m
     finally:
         await cluster.close()
         await server.stop()
+        gateway.formats.close()
     gateway.streams.check()
 
 

@@ -1,5 +1,6 @@
 """Bad input: every row of the table gets exactly its status, code and field, and harms nobody."""
 
+import asyncio
 from dataclasses import dataclass
 
 import grpc
@@ -10,10 +11,11 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from cluster.api.v1 import inference_pb2 as pb
+from cluster.gateway.client import AsyncClient, Credentials
 from cluster.gateway.errors_wire import DOMAIN, PUSHBACK_KEY, ROWS, Variant, echoed, wire_row, wire_status
 from cluster.gateway.limits import Limits
 from core.errors import ErrorInfo
-from tests.gateway.bad_inputs import ELSEWHERE, FAILURES, IA, INPUTS, BadInput, Failure, text
+from tests.gateway.bad_inputs import ELSEWHERE, FAILURES, IA, INPUTS, KEYS, BadInput, Failure, text
 from tests.gateway.fake_cluster import MAX_MODEL_LEN, Place, serve
 
 GENERATE = "/penstock.v1.InferenceService/Generate"
@@ -33,11 +35,16 @@ class Answer:
         return any(detail.Unpack(message) for detail in self.details.details)
 
 
-async def refused(place: Place, data: bytes, method: str = GENERATE) -> Answer:
+Metadata = tuple[tuple[str, str], ...]
+
+
+async def refused(place: Place | str, data: bytes, method: str = GENERATE, metadata: Metadata = ()) -> Answer:
+    """A call that fails; to a place, or to an address."""
     responses: list[pb.GenerateResponse] = []
-    async with grpc.aio.insecure_channel(place.server.address) as channel:
+    address = place if isinstance(place, str) else place.server.address
+    async with grpc.aio.insecure_channel(address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await _read(channel, method, data, responses)
+            await _read(channel, (method, data, metadata), responses)
     return Answer(
         failed.value.code().name,
         failed.value.details() or "",
@@ -47,11 +54,12 @@ async def refused(place: Place, data: bytes, method: str = GENERATE) -> Answer:
     )
 
 
-async def _read(channel: grpc.aio.Channel, method: str, data: bytes, into: list[pb.GenerateResponse]) -> None:
+async def _read(channel: grpc.aio.Channel, ask: tuple[str, bytes, Metadata], into: list[pb.GenerateResponse]) -> None:
+    method, data, metadata = ask
     generate: grpc.aio.UnaryStreamMultiCallable[bytes, pb.GenerateResponse] = channel.unary_stream(
         method, response_deserializer=pb.GenerateResponse.FromString
     )
-    async for response in generate(data):
+    async for response in generate(data, metadata=metadata):
         into.append(response)
 
 
@@ -67,26 +75,26 @@ def check(answer: Answer, status: str, code: str, field: str) -> None:
 
 
 def test_the_tables_are_whole() -> None:
-    assert len(ROWS) == 36
+    assert len(ROWS) == 46
     assert len({(row.code, row.variant) for row in ROWS}) == len(ROWS)
-    assert (len(INPUTS), len(FAILURES)) == (89, 17)
+    assert (len(INPUTS), len(FAILURES)) == (111, 17)
     assert len({bad.name for bad in INPUTS}) == len(INPUTS)
     covered = {bad.code for bad in INPUTS} | {failure.code for failure in FAILURES} | ELSEWHERE
     assert {row.code for row in ROWS} == covered - {"a code that nobody knows"}
     numbers = {bad.row for bad in INPUTS} | {failure.row for failure in FAILURES}
-    listed = {*range(14, 29), 3, 11, 31, 34, 36, *range(38, 46), 49, 52}
+    listed = {*range(14, 29), 3, *range(9, 12), 31, 33, 34, *range(36, 46), 49, 52}
     assert numbers - {0} == listed
 
 
 @pytest.mark.parametrize("bad", INPUTS, ids=lambda bad: f"{bad.row} {bad.name}")
 def test_bad_input_is_refused_by_status_code_and_field(bad: BadInput) -> None:
     async def scenario(place: Place) -> None:
-        answer = await refused(place, bad.data)
+        answer = await refused(place, bad.data, metadata=bad.metadata)
         check(answer, bad.status, bad.code, bad.field)
         assert bad.says in answer.message
         assert place.cluster.arrived == []
 
-    serve(scenario, bad.limits, bad.max_model_len)
+    serve(scenario, bad.limits, bad.max_model_len, bad.access)
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: f"{failure.row} {failure.code} {failure.after}")
@@ -158,12 +166,38 @@ def test_refused_inputs_harm_nobody_beside_them() -> None:
         good = place.client.generate(pb.GenerateRequest(text="fox", sampling=pb.SamplingParams(max_tokens=200)))
         responses = [await anext(good)]
         for bad in INPUTS:
-            if bad.limits == Limits() and bad.max_model_len == MAX_MODEL_LEN:
+            if bad.limits == Limits() and bad.max_model_len == MAX_MODEL_LEN and bad.access.is_open:
                 await refused(place, bad.data)
         responses += [response async for response in good]
         assert sum(len(response.token_ids) for response in responses) == 200
 
     serve(scenario)
+
+
+def test_two_hundred_hostile_inputs_harm_none_of_fifty_good_streams() -> None:
+    async def good(place: Place, number: int) -> int:
+        request = pb.GenerateRequest(text=f"{number} fox", sampling=pb.SamplingParams(max_tokens=100))
+        key = KEYS.header("good").removeprefix("Bearer ")
+        async with AsyncClient(place.server.address, Credentials(key)) as client:
+            return sum([len(response.token_ids) async for response in client.generate(request)])
+
+    async def scenario(place: Place) -> None:
+        streams = [asyncio.create_task(good(place, number)) for number in range(50)]
+        usual = [bad for bad in INPUTS if bad.limits == Limits() and bad.max_model_len == MAX_MODEL_LEN]
+        hostile = [usual[number % len(usual)] for number in range(200)]
+        keyed = (("authorization", KEYS.header("good")),)
+        sent = [(bad.data, keyed if bad.access.is_open else bad.metadata) for bad in hostile]
+        at_once = asyncio.Semaphore(40)  # channels of one process share a connection, which takes 100 streams
+
+        async def hostile_call(data: bytes, metadata: Metadata) -> Answer:
+            async with at_once:
+                return await refused(place, data, metadata=metadata)
+
+        answers = await asyncio.gather(*(hostile_call(*call) for call in sent))
+        assert await asyncio.gather(*streams) == [100] * 50
+        assert {answer.status for answer in answers} <= {row.grpc.name for row in ROWS} - {"INTERNAL", "UNAVAILABLE"}
+
+    serve(scenario, access=KEYS.settings)
 
 
 def test_a_draining_server_refuses_at_the_door() -> None:

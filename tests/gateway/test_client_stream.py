@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 
+from cluster.gateway.access import ANYONE, Caller
 from cluster.gateway.choices import ClientCall
 from cluster.gateway.client_stream import ClientStream
 from cluster.gateway.detokenizer import ByteDetokenizer
 from cluster.gateway.stops import AnswerText
 from cluster.gateway.streams import Delivered, Ended
+from cluster.gateway.validation import Envelope
 from core.errors import ErrorInfo
 from core.events import FinishReason
 from core.goodput import Outcome
@@ -24,6 +26,13 @@ def stream(*stops: str, choice: int = 0) -> ClientStream:
     sampling = SamplingParams(64, logprobs=2, choice=choice)
     request = Request(RequestId(f"r{choice}"), Prompt(1), pack_tokens([7]), sampling)
     return ClientStream(request, 0.0, 1.0, AnswerText(ByteDetokenizer(lambda token: bytes([97 + token])), stops))
+
+
+def call_of(num_choices: int, name: str = "") -> ClientCall:
+    """A call of somebody who needs no key."""
+    envelope = Envelope(name, None, 0, "", 60.0, num_choices, ())
+    streams = [stream(choice=choice) for choice in range(num_choices)]
+    return ClientCall(envelope, streams, Caller(ANYONE).enter(num_choices, 0.0))
 
 
 def delivered(index: int, *token_ids: int, choice: int = 0) -> Delivered:
@@ -72,7 +81,7 @@ def test_nothing_comes_after_the_end() -> None:
 
 def test_choices_with_news_take_turns() -> None:
     async def scenario() -> list[int]:
-        call, taken = ClientCall("", [stream(choice=choice) for choice in range(3)]), list[int]()
+        call, taken = call_of(3), list[int]()
         for place in range(4):
             for choice in range(3):
                 call.put(delivered(place, 0, choice=choice), 2.0)
@@ -85,7 +94,7 @@ def test_choices_with_news_take_turns() -> None:
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_call_ends_with_the_chunk_after_which_nothing_is_left(order: tuple[int, int]) -> None:
     async def scenario() -> None:
-        call = ClientCall("mine", [stream(choice=choice) for choice in range(2)])
+        call = call_of(2, "mine")
         for choice in order:
             call.put(delivered(0, 0, choice=choice), 2.0)
             call.end(ended(1, choice), 3.0 + choice)
@@ -101,7 +110,7 @@ def test_the_call_ends_with_the_chunk_after_which_nothing_is_left(order: tuple[i
 
 def test_the_first_error_is_the_calls() -> None:
     async def scenario() -> None:
-        call = ClientCall("", [stream(choice=choice) for choice in range(2)])
+        call = call_of(2)
         call.end(ended(0, 1, ErrorInfo("worker_lost", "gone")), 3.0)
         assert call.ended is None
         call.end(ended(0, 0, ErrorInfo("client_closed", "the other one")), 3.0)

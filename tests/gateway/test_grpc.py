@@ -16,6 +16,7 @@ from cluster.gateway.client import CallFailed, Client
 from cluster.gateway.cluster_state import ClusterState
 from cluster.gateway.grpc_server import GrpcServer
 from cluster.gateway.limits import Limits
+from cluster.gateway.listening import Endpoint
 from core.errors import ConfigError, ErrorInfo
 from core.events import RequestEnded, Tick
 from core.goodput import Outcome
@@ -332,7 +333,7 @@ def test_a_port_in_use_is_the_operators_error() -> None:
     async def scenario(place: Place) -> None:
         port = int(place.server.address.rpartition(":")[2])
         with pytest.raises(ConfigError, match="cannot listen"):
-            await GrpcServer(place.gateway, lambda: place.cluster.state, port=port).start()
+            await GrpcServer(place.gateway, lambda: place.cluster.state, Endpoint(port=port)).start()
 
     serve(scenario)
 

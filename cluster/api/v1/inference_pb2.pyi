@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo", "priority", "tenant", "deadline_ms")
+    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "slo", "priority", "tenant", "deadline_ms", "slo_class", "cache_salt")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,8 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     text: str
@@ -28,7 +30,9 @@ class GenerateRequest(_message.Message):
     priority: int
     tenant: str
     deadline_ms: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[bool] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., slo: _Optional[_Union[SLO, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    slo_class: str
+    cache_salt: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[bool] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., slo: _Optional[_Union[SLO, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., slo_class: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -37,7 +41,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "ignore_eos", "stop_token_ids", "n", "logprobs", "stop", "min_tokens", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "grammar", "json_schema", "prompt_logprobs")
+    __slots__ = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "ignore_eos", "stop_token_ids", "n", "logprobs", "stop", "min_tokens", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "grammar", "json_schema", "prompt_logprobs", "regex", "choice")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +68,8 @@ class SamplingParams(_message.Message):
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     temperature: float
     top_k: int
@@ -83,7 +89,9 @@ class SamplingParams(_message.Message):
     grammar: str
     json_schema: str
     prompt_logprobs: int
-    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., min_tokens: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., grammar: _Optional[str] = ..., json_schema: _Optional[str] = ..., prompt_logprobs: _Optional[int] = ...) -> None: ...
+    regex: str
+    choice: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., min_tokens: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., grammar: _Optional[str] = ..., json_schema: _Optional[str] = ..., prompt_logprobs: _Optional[int] = ..., regex: _Optional[str] = ..., choice: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SLO(_message.Message):
     __slots__ = ("ttft_s", "tpot_s")
@@ -94,7 +102,7 @@ class SLO(_message.Message):
     def __init__(self, ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("request_id", "index", "token_ids", "text", "finish_reason", "usage", "timing", "choice", "stop_reason", "logprobs", "prompt_logprobs")
+    __slots__ = ("request_id", "index", "token_ids", "text", "finish_reason", "usage", "timing", "choice", "stop_reason", "logprobs", "prompt_logprobs", "slo")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +114,7 @@ class GenerateResponse(_message.Message):
     STOP_REASON_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -117,7 +126,22 @@ class GenerateResponse(_message.Message):
     stop_reason: str
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
-    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., choice: _Optional[int] = ..., stop_reason: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
+    slo: SLOReport
+    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., choice: _Optional[int] = ..., stop_reason: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., slo: _Optional[_Union[SLOReport, _Mapping]] = ...) -> None: ...
+
+class SLOReport(_message.Message):
+    __slots__ = ("met", "target", "ttft_s", "tpot_s", "slo_class")
+    MET_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    met: bool
+    target: SLO
+    ttft_s: float
+    tpot_s: float
+    slo_class: str
+    def __init__(self, met: _Optional[bool] = ..., target: _Optional[_Union[SLO, _Mapping]] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., slo_class: _Optional[str] = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("logprob", "rank", "top_token_ids", "top_logprobs")
@@ -165,38 +189,118 @@ class Timing(_message.Message):
     num_attempts: int
     def __init__(self, admit_s: _Optional[float] = ..., queue_prefill_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., reserve_s: _Optional[float] = ..., handoff_s: _Optional[float] = ..., queue_decode_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., wall_s: _Optional[float] = ..., unaccounted_s: _Optional[float] = ..., num_attempts: _Optional[int] = ...) -> None: ...
 
+class TokenizeRequest(_message.Message):
+    __slots__ = ("model", "text", "chat", "with_tokens")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    WITH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    text: str
+    chat: bool
+    with_tokens: bool
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[bool] = ..., with_tokens: _Optional[bool] = ...) -> None: ...
+
+class TokenizeResponse(_message.Message):
+    __slots__ = ("token_ids", "max_model_len", "tokens")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    max_model_len: int
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., max_model_len: _Optional[int] = ..., tokens: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DetokenizeRequest(_message.Message):
+    __slots__ = ("model", "token_ids")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DetokenizeResponse(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class AbortRequest(_message.Message):
+    __slots__ = ("request_ids",)
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    request_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AbortResponse(_message.Message):
+    __slots__ = ("num_aborted",)
+    NUM_ABORTED_FIELD_NUMBER: _ClassVar[int]
+    num_aborted: int
+    def __init__(self, num_aborted: _Optional[int] = ...) -> None: ...
+
 class GetClusterRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("model", "nodes", "requests", "counters", "serving")
+    __slots__ = ("model", "nodes", "requests", "counters", "serving", "draining", "version", "decisions", "wanted_nodes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    WANTED_NODES_FIELD_NUMBER: _ClassVar[int]
     model: Model
     nodes: _containers.RepeatedCompositeFieldContainer[Node]
     requests: _containers.RepeatedCompositeFieldContainer[RequestLedger]
     counters: _containers.RepeatedCompositeFieldContainer[Counter]
     serving: bool
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestLedger, _Mapping]]] = ..., counters: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ..., serving: _Optional[bool] = ...) -> None: ...
+    draining: bool
+    version: str
+    decisions: _containers.RepeatedCompositeFieldContainer[Decision]
+    wanted_nodes: int
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestLedger, _Mapping]]] = ..., counters: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ..., serving: _Optional[bool] = ..., draining: _Optional[bool] = ..., version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., wanted_nodes: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "vocab_size", "max_model_len", "block_size")
+    __slots__ = ("name", "vocab_size", "max_model_len", "block_size", "can_chat")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CAN_CHAT_FIELD_NUMBER: _ClassVar[int]
     name: str
     vocab_size: int
     max_model_len: int
     block_size: int
-    def __init__(self, name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
+    can_chat: bool
+    def __init__(self, name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., can_chat: _Optional[bool] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "name", "incarnation", "pid", "actor_id", "role", "mix", "blocks", "running_rows", "queued_tokens", "leases", "kv_bytes_received", "num_fetches", "num_steps", "kv_links", "kv_counters")
+    __slots__ = ("id", "name", "incarnation", "pid", "actor_id", "role", "mix", "blocks", "running_rows", "queued_tokens", "leases", "kv_bytes_received", "num_fetches", "num_steps", "kv_links", "kv_counters", "work")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +317,7 @@ class Node(_message.Message):
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     KV_LINKS_FIELD_NUMBER: _ClassVar[int]
     KV_COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     incarnation: str
@@ -229,7 +334,40 @@ class Node(_message.Message):
     num_steps: int
     kv_links: _containers.RepeatedCompositeFieldContainer[KVLink]
     kv_counters: _containers.RepeatedCompositeFieldContainer[Counter]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., actor_id: _Optional[str] = ..., role: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., running_rows: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., leases: _Optional[int] = ..., kv_bytes_received: _Optional[int] = ..., num_fetches: _Optional[int] = ..., num_steps: _Optional[int] = ..., kv_links: _Optional[_Iterable[_Union[KVLink, _Mapping]]] = ..., kv_counters: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ...) -> None: ...
+    work: NodeWork
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., actor_id: _Optional[str] = ..., role: _Optional[str] = ..., mix: _Optional[_Union[Mix, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., running_rows: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., leases: _Optional[int] = ..., kv_bytes_received: _Optional[int] = ..., num_fetches: _Optional[int] = ..., num_steps: _Optional[int] = ..., kv_links: _Optional[_Iterable[_Union[KVLink, _Mapping]]] = ..., kv_counters: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ..., work: _Optional[_Union[NodeWork, _Mapping]] = ...) -> None: ...
+
+class NodeWork(_message.Message):
+    __slots__ = ("prefilling", "incoming", "queued_offline_tokens", "last_step_s", "mix_epoch", "busy_s", "prompt_tokens", "cached_tokens", "preempted_rows", "saved_rows", "restored_rows", "migrated_rows", "drafted_tokens", "accepted_tokens")
+    PREFILLING_FIELD_NUMBER: _ClassVar[int]
+    INCOMING_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_OFFLINE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LAST_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    MIX_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SAVED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MIGRATED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prefilling: int
+    incoming: int
+    queued_offline_tokens: int
+    last_step_s: float
+    mix_epoch: int
+    busy_s: float
+    prompt_tokens: int
+    cached_tokens: int
+    preempted_rows: int
+    saved_rows: int
+    restored_rows: int
+    migrated_rows: int
+    drafted_tokens: int
+    accepted_tokens: int
+    def __init__(self, prefilling: _Optional[int] = ..., incoming: _Optional[int] = ..., queued_offline_tokens: _Optional[int] = ..., last_step_s: _Optional[float] = ..., mix_epoch: _Optional[int] = ..., busy_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., preempted_rows: _Optional[int] = ..., saved_rows: _Optional[int] = ..., restored_rows: _Optional[int] = ..., migrated_rows: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class KVLink(_message.Message):
     __slots__ = ("peer", "transport", "why")
@@ -242,18 +380,20 @@ class KVLink(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., transport: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class Mix(_message.Message):
-    __slots__ = ("accepts_prefill", "accepts_decode", "prefill_tokens_per_step", "max_decode_rows", "epoch")
+    __slots__ = ("accepts_prefill", "accepts_decode", "prefill_tokens_per_step", "max_decode_rows", "epoch", "role")
     ACCEPTS_PREFILL_FIELD_NUMBER: _ClassVar[int]
     ACCEPTS_DECODE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     MAX_DECODE_ROWS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
     accepts_prefill: bool
     accepts_decode: bool
     prefill_tokens_per_step: int
     max_decode_rows: int
     epoch: int
-    def __init__(self, accepts_prefill: _Optional[bool] = ..., accepts_decode: _Optional[bool] = ..., prefill_tokens_per_step: _Optional[int] = ..., max_decode_rows: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    role: str
+    def __init__(self, accepts_prefill: _Optional[bool] = ..., accepts_decode: _Optional[bool] = ..., prefill_tokens_per_step: _Optional[int] = ..., max_decode_rows: _Optional[int] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ...) -> None: ...
 
 class Blocks(_message.Message):
     __slots__ = ("capacity", "free", "cached", "filling", "sealed", "reserved", "receiving", "in_use", "quarantined")
@@ -278,7 +418,7 @@ class Blocks(_message.Message):
     def __init__(self, capacity: _Optional[int] = ..., free: _Optional[int] = ..., cached: _Optional[int] = ..., filling: _Optional[int] = ..., sealed: _Optional[int] = ..., reserved: _Optional[int] = ..., receiving: _Optional[int] = ..., in_use: _Optional[int] = ..., quarantined: _Optional[int] = ...) -> None: ...
 
 class RequestLedger(_message.Message):
-    __slots__ = ("id", "outcome", "code", "usage", "timing", "ttft_s", "last_token_s")
+    __slots__ = ("id", "outcome", "code", "usage", "timing", "ttft_s", "last_token_s", "slo", "met", "slo_class")
     ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +426,9 @@ class RequestLedger(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     TTFT_S_FIELD_NUMBER: _ClassVar[int]
     LAST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    MET_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
     id: str
     outcome: str
     code: str
@@ -293,7 +436,48 @@ class RequestLedger(_message.Message):
     timing: Timing
     ttft_s: float
     last_token_s: float
-    def __init__(self, id: _Optional[str] = ..., outcome: _Optional[str] = ..., code: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ttft_s: _Optional[float] = ..., last_token_s: _Optional[float] = ...) -> None: ...
+    slo: SLO
+    met: bool
+    slo_class: str
+    def __init__(self, id: _Optional[str] = ..., outcome: _Optional[str] = ..., code: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ttft_s: _Optional[float] = ..., last_token_s: _Optional[float] = ..., slo: _Optional[_Union[SLO, _Mapping]] = ..., met: _Optional[bool] = ..., slo_class: _Optional[str] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("kind", "reason", "changes", "facts", "goodput_before_rps", "goodput_after_rps", "age_s", "number")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    GOODPUT_BEFORE_RPS_FIELD_NUMBER: _ClassVar[int]
+    GOODPUT_AFTER_RPS_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    reason: str
+    changes: _containers.RepeatedCompositeFieldContainer[MixChange]
+    facts: _containers.RepeatedCompositeFieldContainer[Fact]
+    goodput_before_rps: float
+    goodput_after_rps: float
+    age_s: float
+    number: int
+    def __init__(self, kind: _Optional[str] = ..., reason: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[MixChange, _Mapping]]] = ..., facts: _Optional[_Iterable[_Union[Fact, _Mapping]]] = ..., goodput_before_rps: _Optional[float] = ..., goodput_after_rps: _Optional[float] = ..., age_s: _Optional[float] = ..., number: _Optional[int] = ...) -> None: ...
+
+class MixChange(_message.Message):
+    __slots__ = ("node", "was", "becomes")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    WAS_FIELD_NUMBER: _ClassVar[int]
+    BECOMES_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    was: Mix
+    becomes: Mix
+    def __init__(self, node: _Optional[str] = ..., was: _Optional[_Union[Mix, _Mapping]] = ..., becomes: _Optional[_Union[Mix, _Mapping]] = ...) -> None: ...
+
+class Fact(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Counter(_message.Message):
     __slots__ = ("name", "value")

@@ -44,6 +44,31 @@ class InferenceServiceStub:
                 request_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.GetClusterRequest.SerializeToString,
                 response_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.GetClusterResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/penstock.v1.InferenceService/Tokenize',
+                request_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/penstock.v1.InferenceService/Detokenize',
+                request_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/penstock.v1.InferenceService/ListModels',
+                request_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/penstock.v1.InferenceService/GetModel',
+                request_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
+                _registered_method=True)
+        self.Abort = channel.unary_unary(
+                '/penstock.v1.InferenceService/Abort',
+                request_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
+                response_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.AbortResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -63,6 +88,41 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """The tokens that Generate would make of a text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """The text of tokens; special tokens have none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """The models that the caller may use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """One of them by its name; an empty name is whichever is served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Abort(self, request, context):
+        """Ends open calls of the same caller by their name, as if it had cancelled them: they end CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +135,31 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetCluster,
                     request_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.GetClusterRequest.FromString,
                     response_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.GetClusterResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
+                    response_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.ListModelsRequest.FromString,
+                    response_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.GetModelRequest.FromString,
+                    response_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.GetModelResponse.SerializeToString,
+            ),
+            'Abort': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abort,
+                    request_deserializer=cluster_dot_api_dot_v1_dot_inference__pb2.AbortRequest.FromString,
+                    response_serializer=cluster_dot_api_dot_v1_dot_inference__pb2.AbortResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +216,141 @@ class InferenceService:
             '/penstock.v1.InferenceService/GetCluster',
             cluster_dot_api_dot_v1_dot_inference__pb2.GetClusterRequest.SerializeToString,
             cluster_dot_api_dot_v1_dot_inference__pb2.GetClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.InferenceService/Tokenize',
+            cluster_dot_api_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            cluster_dot_api_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.InferenceService/Detokenize',
+            cluster_dot_api_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+            cluster_dot_api_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.InferenceService/ListModels',
+            cluster_dot_api_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
+            cluster_dot_api_dot_v1_dot_inference__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.InferenceService/GetModel',
+            cluster_dot_api_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
+            cluster_dot_api_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Abort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.InferenceService/Abort',
+            cluster_dot_api_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
+            cluster_dot_api_dot_v1_dot_inference__pb2.AbortResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,48 @@
+"""Flags of commands that call a running server: where it is, and who calls."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cluster.gateway.client import Credentials
+
+KEY_VARIABLE = "PENSTOCK_API_KEY"
+
+
+def add_client_flags(parser: argparse.ArgumentParser) -> None:
+    """The key and the certificates; addresses are each command's own."""
+    group = parser.add_argument_group("who calls")
+    group.add_argument(
+        "--api-key-file",
+        default=None,
+        metavar="FILE",
+        help=f"the key's file (default: the environment's {KEY_VARIABLE}); a key never stands on a command line",
+    )
+    group.add_argument("--tls", action="store_true", help="talk TLS, trusting the system's authorities")
+    group.add_argument("--tls-ca", default=None, metavar="FILE", help="talk TLS, trusting this authority (PEM)")
+    group.add_argument("--tls-cert", default=None, metavar="FILE", help="our own certificate, where the server asks")
+    group.add_argument("--tls-key", default=None, metavar="FILE", help="its key")
+
+
+def credentials(args: argparse.Namespace) -> "Credentials":
+    """What the flags say. Raises ConfigError."""
+    from cluster.gateway.client import Credentials
+    from cluster.gateway.tls import client_credentials
+
+    paths = (args.tls_ca, args.tls_cert, args.tls_key)
+    ca, cert, key = (None if path is None else Path(path).expanduser() for path in paths)
+    wants_tls = args.tls or any(paths)
+    return Credentials(_key(args), client_credentials(ca, cert, key) if wants_tls else None)
+
+
+def _key(args: argparse.Namespace) -> str:
+    if args.api_key_file is None:
+        return os.environ.get(KEY_VARIABLE, "").strip()
+    try:
+        return Path(args.api_key_file).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"--api-key-file {args.api_key_file} cannot be read: {error}"]) from error
