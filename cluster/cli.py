@@ -4,22 +4,31 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.access_flags import access_sentence, add_access_flags
+from cluster.admin_flags import add_admin_commands
 from cluster.bench.flags import add_bench_flags
+from cluster.client_flags import add_client_flags
+from cluster.config_flags import add_config_command
+from cluster.config_layers import read_arguments
+from cluster.config_table import add_config_flag
 from cluster.console import OUT, StartProgress, print_error
-from cluster.controller_flags import add_controller_flags, controller_config
-from cluster.flags import DEFAULT_PORT, add_address_flags, add_cluster_flags, service_config
+from cluster.controller_flags import add_controller_flags
+from cluster.flags import DEFAULT_PORT, add_address_flags, add_cluster_flags
 from cluster.fleet_flags import add_simulate_flags, add_tune_flags
+from cluster.http_flags import add_http_flags
+from cluster.keys_flags import add_keys_flags
+from cluster.kube_flags import add_kube_flags
+from cluster.observe_flags import add_observe_flags
 from cluster.profile_flags import add_profile_flags
 from cluster.sampling_flags import add_sampling_flags
-from core.errors import ConfigError, PenstockError
+from core.errors import PenstockError
 from core.timers import Timers
 
 if TYPE_CHECKING:
@@ -41,9 +50,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 well, 1 failed, 2 wrong flags or configuration, 130 interrupted."""
-    args = _parser().parse_args(argv)
-    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
+        args = read_arguments(_parser(), argv, os.environ).args
+        logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         return int(args.run(args))
     except PenstockError as error:
         print_error(error)
@@ -58,15 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-level", choices=levels, default="warning", help="of this process and its nodes")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
 
-    serve = commands.add_parser("serve", help="start a cluster and answer gRPC requests")
-    add_cluster_flags(serve)
-    add_address_flags(serve)
-    add_controller_flags(serve)
-    serve.add_argument(
-        "--record", metavar="FILE", default=None, help="write what the scheduler hears and says here, for replay"
-    )
-    serve.add_argument("--record-max-mb", type=float, default=256.0, metavar="MB", help="the record ends at this size")
+    serve = commands.add_parser("serve", help="start a cluster, answer OpenAI and gRPC requests")
+    _add_serve_flags(serve)
+    add_config_flag(serve, (parser,))
     serve.set_defaults(run=_serve)
+    config = commands.add_parser("config", help="show, check and begin the configuration of `serve`")
+    add_config_command(config, parser, _add_serve_flags)
 
     generate = commands.add_parser("generate", help="send one prompt to a running server, print the answer as it comes")
     _add_generate_flags(generate)
@@ -111,10 +117,29 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure Penstock, arms alternated, beside the machine's own limits")
     add_bench_flags(bench)
 
+    add_admin_commands(commands)
+    keys = commands.add_parser("keys", help="mint API keys, and look at those that an access file has")
+    add_keys_flags(keys)
+
     doctor = commands.add_parser("doctor", help="check this machine and say what to do about what is wrong")
     doctor.add_argument("--json", metavar="FILE", default=None, help="write the findings here")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
+    """All that `serve` can be told; each flag is a key of its configuration file, too."""
+    add_cluster_flags(parser)
+    add_address_flags(parser)
+    add_http_flags(parser)
+    add_access_flags(parser)
+    add_controller_flags(parser)
+    add_kube_flags(parser)
+    add_observe_flags(parser)
+    parser.add_argument(
+        "--record", metavar="FILE", default=None, help="write what the scheduler hears and says here, for replay"
+    )
+    parser.add_argument("--record-max-mb", type=float, default=256.0, metavar="MB", help="the record ends at this size")
 
 
 def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +150,7 @@ def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     add_sampling_flags(parser)
     parser.add_argument("--timing", action="store_true", help="print where the time went, on standard error")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
+    add_client_flags(parser)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -132,7 +158,9 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 async def _serve_until_signal(args: argparse.Namespace) -> int:
+    from cluster.live.gpus import gpu_sentence
     from cluster.live.kv_ways import settled_ways
+    from cluster.serve_config import checked
     from cluster.service import Service
 
     stop = asyncio.Event()
@@ -140,8 +168,9 @@ async def _serve_until_signal(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     with StartProgress() as progress:
-        config = replace(service_config(args), controller=controller_config(args))
-        service = Service(_recorded(config, args), progress.report)
+        service = Service(_at_work(checked(args.layers)), progress.report)
+        if service.config.access_file is not None:
+            loop.add_signal_handler(signal.SIGHUP, service.reload_access)
         starting = asyncio.ensure_future(service.start())
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -154,9 +183,20 @@ async def _serve_until_signal(args: argparse.Namespace) -> int:
     nodes = ", ".join(f"{state.slot} (pid {state.pid}, {state.mix.role})" for state in service.cluster.state().nodes)
     OUT.print(f"penstock: serving {service.config.served_model_name} on {service.address}; nodes: {nodes}")
     OUT.print(f"penstock: {service.pool.sentence()}")
+    if sentence := gpu_sentence(service.config.live, service.gpus):
+        OUT.print(f"penstock: {sentence}")
     OUT.print(f"penstock: try: penstock generate --address {service.address} 'What is a penstock?'")
+    if service.http is not None:
+        OUT.print(f"penstock: OpenAI: {service.http.url}/v1 (what there is: {service.http.url}/docs)")
+        OUT.print(f"penstock: try: {service.http.first_curl}")
+        OUT.print(f"penstock: dashboard: {service.http.url}/dashboard; metrics: {service.http.url}/metrics")
+    if service.metrics is not None:
+        OUT.print(f"penstock: metrics without a key: {service.metrics.url}")
     for sentence in await settled_ways(lambda: service.cluster.state().nodes, KV_WAYS_S):
         OUT.print(f"penstock: {sentence}")
+    if service.admin is not None:
+        OUT.print(f"penstock: operators: penstock status --admin-address {service.admin.address}")
+    OUT.print(f"penstock: access: {access_sentence(service.config)}")
     broken = asyncio.ensure_future(service.cluster.broken())
     await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
     if broken.done():
@@ -169,13 +209,13 @@ async def _serve_until_signal(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recorded(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceConfig":
-    """With what is recorded. Raises ConfigError."""
-    if args.record is None:
+def _at_work(config: "ServiceConfig") -> "ServiceConfig":
+    """On Kubernetes with the nodes that there are, not those that it began with once."""
+    if config.kube is None:
         return config
-    if not 0 < args.record_max_mb < math.inf:
-        raise ConfigError([f"--record-max-mb must be above 0, not {args.record_max_mb:g}"])
-    return replace(config, record=Path(args.record).expanduser(), record_max_bytes=int(args.record_max_mb * 1e6))
+    from cluster.kube.settings import with_slots_of
+
+    return replace(config, live=with_slots_of(config.live, config.kube))
 
 
 async def _stop_unless_asked_again(service: "Service", stop: asyncio.Event) -> None:

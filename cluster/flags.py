@@ -14,7 +14,10 @@ from scheduler.policies.build import DEFAULT_POLICY, POLICY_NAMES
 
 DEFAULT_PORT = 50051
 MAX_DRAFT_TOKENS = 16
+MAX_NODES = 1024
 QUANTIZATIONS = ("none", "int8")
+UTILIZATION = {"cpu": 0.5, "cuda": 0.9}
+"""A host has other work to do; 0.9 is what vLLM takes of a GPU."""
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +35,25 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     layout.add_argument("--aggregated", type=int, default=None, metavar="N", help="nodes that do both")
     layout.add_argument("--launcher", choices=("ray", "local"), default="ray", help="Ray actors, or plain processes")
     layout.add_argument("--ray-address", default=None, help="join this Ray cluster instead of starting one here")
+    layout.add_argument(
+        "--ray-placement",
+        choices=("pack", "spread"),
+        default="pack",
+        help="pack: all nodes on one host; spread: each where a host has a place of its group, the custom resource "
+        "prefill, decode or aggregated",
+    )
+    layout.add_argument(
+        "--ray-start-timeout", type=float, default=120.0, metavar="SECONDS", help="how long nodes' places may take"
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument("--served-model-name", default=None, help="the name clients use (default: the folder's)")
     engine.add_argument("--dtype", choices=tuple(DTYPE_BYTES), default="float32", help="of weights and KV")
-    engine.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    engine.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: nodes take turns on the GPUs that CUDA_VISIBLE_DEVICES allows, several on one where there are few",
+    )
     engine.add_argument("--load-format", choices=("safetensors", "dummy"), default="safetensors")
     engine.add_argument("--max-model-len", type=int, default=None, help="tokens of prompt and answer together")
     engine.add_argument("--block-size", type=int, default=16, help="tokens in a KV block")
@@ -48,9 +66,10 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--gpu-memory-utilization",
         type=float,
-        default=0.5,
+        default=None,
         metavar="SHARE",
-        help="of the memory free at the start (on a CPU the machine's), for all nodes together, weights included",
+        help="of the memory that is free at the start, weights included: on a CPU the machine's, for all nodes; "
+        f"on GPUs each one's, for its nodes (default: {UTILIZATION['cpu']:g} on a CPU, {UTILIZATION['cuda']:g} on GPU)",
     )
     engine.add_argument(
         "--cost-table", default=None, metavar="FILE", help="from `penstock profile` (default: nodes measure themselves)"
@@ -105,7 +124,7 @@ def add_scheduler_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_address_flags(parser: argparse.ArgumentParser, default_port: int = DEFAULT_PORT) -> None:
     """Where the gRPC server listens."""
-    parser.add_argument("--host", default="127.0.0.1", help="address that the gRPC server binds")
+    parser.add_argument("--host", default="127.0.0.1", help="address that the servers bind")
     parser.add_argument("--grpc-port", type=int, default=default_port, help="0 lets the kernel choose")
 
 
@@ -124,7 +143,7 @@ def service_config(args: argparse.Namespace) -> ServiceConfig:
         block_size=args.block_size,
         num_kv_blocks=args.num_gpu_blocks_override,
         kv_cache_memory_bytes=args.kv_cache_memory_bytes,
-        memory_utilization=args.gpu_memory_utilization,
+        memory_utilization=_utilization(args),
         max_model_len=args.max_model_len,
         max_steps_in_flight=args.max_steps_in_flight,
         num_threads=args.num_threads,
@@ -138,13 +157,22 @@ def service_config(args: argparse.Namespace) -> ServiceConfig:
         node,
         slots_of(prefill, decode, aggregated, budget, args.max_num_seqs),
         launcher=args.launcher,
-        ray=RaySettings(address=args.ray_address),
+        ray=RaySettings(
+            address=args.ray_address,
+            is_spread=args.ray_placement == "spread",
+            start_timeout_s=args.ray_start_timeout,
+        ),
     )
     embedded = model == EMBEDDED_MODEL
     name = args.served_model_name or (EMBEDDED_NAME if embedded else model.name)
     table = None if args.cost_table is None else Path(args.cost_table).expanduser().resolve()
     scheduler = SchedulerConfig(refuses_unattainable=args.slo_admission == "on")
     return ServiceConfig(live, name, args.host, args.grpc_port, table, scheduler, policy=args.policy)
+
+
+def _utilization(args: argparse.Namespace) -> float:
+    share: float | None = args.gpu_memory_utilization
+    return UTILIZATION[args.device] if share is None else share
 
 
 def prefill_tokens_per_step(max_num_batched_tokens: int, max_num_seqs: int) -> int:
@@ -160,9 +188,9 @@ def _layout(args: argparse.Namespace) -> tuple[int, int, int]:
 
 def _problems(args: argparse.Namespace) -> list[str]:
     found = [
-        f"--{name} must not be negative, not {value}"
+        f"--{name} must be from 0 to {MAX_NODES}, not {value}"
         for name in ("prefill", "decode", "aggregated")
-        if (value := getattr(args, name)) is not None and value < 0
+        if (value := getattr(args, name)) is not None and not 0 <= value <= MAX_NODES
     ]
     for flag in ("block_size", "max_num_seqs", "num_threads"):
         if getattr(args, flag) < 1:
@@ -182,10 +210,23 @@ def _problems(args: argparse.Namespace) -> list[str]:
         found.append(f"--swap-space must be a number of GiB from 0 on, not {args.swap_space:g}")
     if args.quantization != "none" and (args.dtype != "float32" or args.device != "cpu"):
         found.append(f"--quantization {args.quantization} works on a CPU in float32 only")
-    if not 0 < args.gpu_memory_utilization <= 1:
-        found.append(f"--gpu-memory-utilization must be above 0 and at most 1, not {args.gpu_memory_utilization:g}")
-    if args.device == "cuda":
-        found.append("--device cuda: a node's KV cannot be handed over from device memory yet (docs/gpu.md); use cpu")
+    if not 0 < (share := _utilization(args)) <= 1:
+        found.append(f"--gpu-memory-utilization must be above 0 and at most 1, not {share:g}")
     if not 0 <= args.grpc_port <= 65535:
         found.append(f"--grpc-port must be from 0 to 65535, not {args.grpc_port}")
+    return found + _ray_problems(args)
+
+
+def _ray_problems(args: argparse.Namespace) -> list[str]:
+    found = []
+    if not 0 < args.ray_start_timeout < math.inf:
+        found.append(f"--ray-start-timeout must be above 0, not {args.ray_start_timeout:g}")
+    if args.ray_placement == "spread":
+        if args.ray_address is None or args.launcher != "ray":
+            found.append("--ray-placement spread needs --ray-address: it is about the hosts of a Ray cluster")
+        if args.kv_cache_memory_bytes is None and args.num_gpu_blocks_override is None:
+            found.append(
+                "--ray-placement spread needs --kv-cache-memory-bytes or --num-gpu-blocks-override: the memory of "
+                "other hosts cannot be measured from here"
+            )
     return found

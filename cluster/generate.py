@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from cluster.answers import Answers, print_timing
 from cluster.api.v1 import inference_pb2 as pb
+from cluster.client_flags import credentials
 from cluster.gateway.client import CallFailed, Client
 from cluster.sampling_flags import NUMBERS, flag_of
 from core.errors import InvalidRequest
@@ -18,7 +19,7 @@ def generate(args: argparse.Namespace) -> int:
     """Runs the command; its exit status."""
     request = _request(args)
     answers = Answers(request.sampling.n)
-    with Client(args.address) as client:
+    with Client(args.address, credentials(args)) as client:
         try:
             _print_answers(client.generate(request, args.timeout), answers)
         except CallFailed as error:

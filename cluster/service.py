@@ -1,20 +1,39 @@
-"""A whole Penstock in one process, nodes aside: scheduler, gateway, gRPC server and the live cluster behind them."""
+"""A whole Penstock in one process, nodes aside: scheduler, gateway, its servers and the live cluster behind them."""
 
+import asyncio
+import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.costs import node_costs, preemption_costs, read_table
+from cluster.gateway.access import Access
+from cluster.gateway.admin_server import AdminServer
+from cluster.gateway.formats import Formats
 from cluster.gateway.gateway import Gateway
-from cluster.gateway.grpc_server import GrpcServer
+from cluster.gateway.grpc_server import Contract, GrpcServer
+from cluster.gateway.keys import AccessSettings
 from cluster.gateway.limits import Limits, ServedModel
+from cluster.gateway.listening import Endpoint
+from cluster.gateway.openai.config import HttpConfig
 from cluster.gateway.streams import Streams
+from cluster.gateway.tls import TLSFiles
 from cluster.gateway.tokenizer import Tokenizer
+from cluster.gpu_probe import found_gpus
+from cluster.kube.settings import FleetMover, KubeSettings
 from cluster.kv_pool import KVPool, pool_of
 from cluster.live.cluster import LiveCluster
 from cluster.live.config import LiveConfig
+from cluster.live.gpus import Gpu, check_remote, in_use, is_cuda, nodes_per_gpu, placed
 from cluster.live.supervisor import OnProgress
 from cluster.memory import available_memory_bytes
+from cluster.metrics.config import ObservationConfig
+from cluster.metrics.model_work import ModelWork, model_work
+from cluster.metrics.observation import Observation
+from cluster.metrics.routes_seen import RoutesSeen
+from cluster.operating import ClusterOperator
 from cluster.recording import Recorder, Setup
 from core.errors import ConfigError
 from core.ids import GatewayId
@@ -24,13 +43,20 @@ from scheduler.controller import Controller, ControllerConfig
 from scheduler.policies.build import DEFAULT_POLICY, policy_of
 from scheduler.scheduler import Scheduler
 
+if TYPE_CHECKING:
+    from cluster.gateway.openai.server import HttpServer
+    from cluster.metrics.port import MetricsPort
+
+LOG = logging.getLogger("penstock.service")
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "engine" / "embedded"
 EMBEDDED_NAME = "penstock-embedded"
+
+FindGpus = Callable[[], tuple[Gpu, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """What is served and where. `grpc_port` 0 lets the kernel choose."""
+    """What is served and where. A port of 0 is of the kernel's choice; `admin` and `http` None: not served at all."""
 
     live: LiveConfig
     served_model_name: str
@@ -43,28 +69,52 @@ class ServiceConfig:
     record: Path | None = None
     record_max_bytes: int = 256_000_000
     policy: str = DEFAULT_POLICY
+    access: AccessSettings = field(default_factory=AccessSettings)
+    access_file: Path | None = None
+    tls: TLSFiles | None = None
+    admin: Endpoint | None = None
+    vllm_grpc: bool = False
+    http: HttpConfig | None = None
+    kube: KubeSettings | None = None
+    observe: ObservationConfig = field(default_factory=ObservationConfig)
 
 
 class Service:
     """To be made, started and stopped in one asyncio loop. Owns: all that it starts."""
 
-    def __init__(self, config: ServiceConfig, on_progress: OnProgress) -> None:
+    def __init__(self, config: ServiceConfig, on_progress: OnProgress, find_gpus: FindGpus = found_gpus) -> None:
         problems = config.live.problems()
         if problems:
             raise ConfigError(problems)
         model = _served_model(config)
-        self.pool = pool_of(config.live, available_memory_bytes())
-        self.config = config = _settled(config, self.pool)
+        self.gpus = _gpus_for(config.live, find_gpus)
+        self.pool = _pool_on(self.gpus, config.live)
+        self.config = config = _settled(config, self.pool, self.gpus)
         gateway_id = GatewayId(f"gateway-{secrets.token_hex(4)}")
         timers = config.live.timers
         controller = Controller(config.controller) if config.controller else None
         self.scheduler = Scheduler(config.scheduler, policy_of(config.policy, config.scheduler), controller)
         self._recorder = self._recorded(config)
-        self.cluster = LiveCluster(config.live, self._recorder or self.scheduler, on_progress)
+        routes = RoutesSeen(self._recorder or self.scheduler)
+        self.cluster = LiveCluster(config.live, routes, on_progress)
         tokenizer = Tokenizer.from_folder(config.live.node.model, model.vocab_size)
         self.gateway = Gateway(model, tokenizer, Streams(gateway_id, timers), config.limits, self.cluster.tell)
         self.cluster.join(gateway_id, self.gateway.handle)
-        self.server = GrpcServer(self.gateway, self.cluster.shown, config.grpc_host, config.grpc_port)
+        self.gateway.access = Access(config.access)
+        self.gateway.formats = Formats(config.live.node.model)
+        self.operator = ClusterOperator(self.cluster, config.live.slots, config.controller)
+        self.observation = Observation(
+            self.gateway, self.operator, config.observe, _model_work(config.live), routes.take
+        )
+        public = Endpoint(config.grpc_host, config.grpc_port, config.tls)
+        self.server = GrpcServer(self.gateway, self.operator.shown, public, self._contracts(config))
+        self.admin = AdminServer(self.gateway, self.operator, config.admin) if config.admin else None
+        self.http = self._http_server(config)
+        self.metrics = self._metrics_port(config.observe)
+        self.mover = FleetMover(config.kube, config.live, self.cluster, self.operator) if config.kube else None
+        if self.mover is not None:
+            self.operator.count = self.mover.scaler.counters.named
+        self._moving: asyncio.Task[None] | None = None
         self.port = 0
 
     @property
@@ -74,19 +124,92 @@ class Service:
 
     async def start(self) -> None:
         """Returns when requests are taken. Raises ConfigError or NodeLost, and then nothing is left running."""
-        self.port = await self.server.start()
         try:
+            self.port = await self.server.start()
+            if self.http is not None:
+                await self.http.start()
+            if self.admin is not None:
+                await self.admin.start()
+            if self.metrics is not None:
+                await self.metrics.start()
+            self.observation.start()
             await self.cluster.start()
         except BaseException:
-            await self.server.stop()
+            await self._stop_servers()
             raise
+        if self.mover is not None:
+            self._moving = asyncio.create_task(self.mover.run())
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Takes no new request, lets open ones go on for `grace_s`, ends everything."""
-        await self.server.stop(grace_s)
+        await self._stop_servers(grace_s)
+        if self._moving is not None:
+            self._moving.cancel()
+            await asyncio.gather(self._moving, return_exceptions=True)
         await self.cluster.stop()
         if self._recorder is not None:
             self._recorder.close()
+
+    def reload_access(self) -> None:
+        """Read the access file again. Where it is not sound, what was read before stays, and the log says why."""
+        if self.config.access_file is None:
+            return
+        from cluster.gateway.keys_file import read_access_file
+
+        try:
+            self.gateway.access.reload(read_access_file(self.config.access_file))
+        except ConfigError as error:
+            for problem in error.problems:
+                LOG.error("the access file is not taken: %s", problem)
+        else:
+            LOG.warning("the access file was read again: %d keys", len(self.gateway.access.settings.keys))
+
+    async def _stop_servers(self, grace_s: float = 0.0) -> None:
+        """Operators may look on while requests drain."""
+        http = () if self.http is None else (self.http.stop(grace_s),)
+        await asyncio.gather(self.server.stop(grace_s), *http)
+        self.gateway.formats.close()
+        if self.admin is not None:
+            await self.admin.stop()
+        if self.metrics is not None:
+            await self.metrics.stop()
+        await self.observation.stop()
+
+    def _contracts(self, config: ServiceConfig) -> tuple[Contract, ...]:
+        """What the gRPC port serves beside our own interface."""
+        if not config.vllm_grpc:
+            return ()
+        from cluster.gateway.smg import SMG_SERVICE_NAME, SmgModel, SmgService
+
+        node = config.live.node
+        info = read_model_info(node.model, LoadFormat(node.load_format))
+        model = SmgModel(node.model, info.family, tuple(sorted(info.eos_token_ids)), node.dtype)
+        return (Contract(SMG_SERVICE_NAME, SmgService(self.gateway, self.operator.shown, model).handlers()),)
+
+    def _http_server(self, config: ServiceConfig) -> "HttpServer | None":
+        """Routers of other rooms are handed in here; nobody who goes without HTTP pays for its import."""
+        if config.http is None:
+            return None
+        from cluster.gateway.dashboard.routes import OPEN_PATHS, dashboard_routes
+        from cluster.gateway.openai.door import Door
+        from cluster.gateway.openai.server import HttpServer
+        from cluster.metrics.exposition import Exposition
+        from cluster.metrics.routes import metrics_routes
+
+        door = Door(self.gateway, self.operator.shown, config.http)
+        routers = (
+            metrics_routes(Exposition(self.observation), self.gateway.access),
+            dashboard_routes(self.observation),
+        )
+        return HttpServer(door, config.tls, routers, OPEN_PATHS)
+
+    def _metrics_port(self, config: ObservationConfig) -> "MetricsPort | None":
+        if config.metrics_port is None:
+            return None
+        from cluster.metrics.exposition import Exposition
+        from cluster.metrics.port import MetricsPort
+
+        return MetricsPort(Exposition(self.observation), config.metrics_host, config.metrics_port)
 
     def _recorded(self, config: ServiceConfig) -> Recorder | None:
         if config.record is None:
@@ -104,10 +227,31 @@ def _served_model(config: ServiceConfig) -> ServedModel:
     return ServedModel(config.served_model_name, info.vocab_size, longest or info.max_model_len, node.block_size)
 
 
-def _settled(config: ServiceConfig, pool: KVPool) -> ServiceConfig:
-    """With what every node is told: its number of blocks, and the costs where a table gives them."""
+def _model_work(live: LiveConfig) -> ModelWork | None:
+    return model_work(live.node.model, live.node.dtype, live.node.quantization)
+
+
+def _gpus_for(live: LiveConfig, find_gpus: FindGpus) -> tuple[Gpu, ...]:
+    """Of this machine, where nodes are to use them. Raises ConfigError where there is none."""
+    if not is_cuda(live.node.device):
+        return ()
+    if live.launcher == "ray" and live.ray.address is not None:
+        check_remote(live)
+        return ()
+    return find_gpus()
+
+
+def _pool_on(gpus: tuple[Gpu, ...], live: LiveConfig) -> KVPool:
+    if not gpus:
+        return pool_of(live, available_memory_bytes())
+    least = min(gpu.free_bytes for gpu in in_use(live, gpus))
+    return pool_of(live, least, nodes_per_gpu(len(live.slots), len(gpus)))
+
+
+def _settled(config: ServiceConfig, pool: KVPool, gpus: tuple[Gpu, ...]) -> ServiceConfig:
+    """With what every node is told: its GPU, its number of blocks, and the costs where a table gives them."""
     node = replace(config.live.node, num_kv_blocks=pool.num_blocks)
     if config.cost_table is not None:
         table = read_table(config.cost_table, node, model_digest(node.model, LoadFormat(node.load_format)))
         node = replace(node, costs=preemption_costs(table.recompute()), step_costs=node_costs(table))
-    return replace(config, live=replace(config.live, node=node))
+    return replace(config, live=placed(replace(config.live, node=node), gpus))

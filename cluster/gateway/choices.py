@@ -5,22 +5,27 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from cluster.gateway.access import Caller, Permit
 from cluster.gateway.client_stream import Chunk, ClientStream
 from cluster.gateway.ledger import CallEnd, RequestLedger
 from cluster.gateway.streams import Delivered, Ended
+from cluster.gateway.validation import Envelope
 from core.errors import ErrorInfo
 from core.ids import RequestId
+from core.request import Request
 
 
 class ClientCall:
     """All choices of one call between the gateway and its client.
 
     Owns: the choices' streams, and how the call ends. `writing_since` is set by the client's side while it writes;
-    `on_broken` is called when the gateway gives it up.
+    `on_broken` is called when the gateway gives it up. `notes` are codes of what was changed in the request.
     """
 
-    def __init__(self, client_id: str, streams: Sequence[ClientStream]) -> None:
-        self.name = client_id or str(streams[0].request.id)
+    def __init__(self, envelope: Envelope, streams: Sequence[ClientStream], permit: Permit) -> None:
+        self.name = envelope.client_id or str(streams[0].request.id)
+        self.notes = envelope.notes
+        self.permit = permit
         self.told_at = streams[0].told_at
         self.deadline_s = streams[0].request.deadline_s
         self.error: ErrorInfo | None = None
@@ -30,6 +35,11 @@ class ClientCall:
         self._turns = deque(streams)
         self._ledgers: dict[RequestId, RequestLedger] = {}
         self._wake = asyncio.Event()
+
+    @property
+    def request(self) -> Request:
+        """That of choice 0: the prompt, the targets and what else the choices share."""
+        return next(iter(self._streams.values())).request
 
     @property
     def requests(self) -> tuple[RequestId, ...]:
@@ -52,6 +62,15 @@ class ClientCall:
     def pending_bytes(self) -> int:
         """What waits for the client."""
         return sum(stream.pending_bytes for stream in self._streams.values())
+
+    @property
+    def num_used_tokens(self) -> int:
+        """What its caller's quota is charged for: the prompt of every choice, and the tokens that were delivered."""
+        return sum(ledger.num_prompt_tokens + ledger.num_tokens for ledger in self._ledgers.values())
+
+    def is_named(self, name: str, caller: Caller) -> bool:
+        """Whether it is this caller's, and has this name, its own or the one minted here."""
+        return self.permit.caller is caller and (name == self.name or RequestId(name) in self._streams)
 
     def put(self, delivered: Delivered, now: float) -> None:
         """Take tokens of a choice in and wake the client's side."""

@@ -1,6 +1,7 @@
 """A small client of Penstock's gRPC interface, asynchronous and plain."""
 
 from collections.abc import AsyncGenerator, Generator, Iterable
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, cast
 
@@ -17,6 +18,34 @@ from core.errors import PenstockError
 GENERATE = "/penstock.v1.InferenceService/Generate"
 GET_CLUSTER = "/penstock.v1.InferenceService/GetCluster"
 OPTIONS = [("grpc.max_receive_message_length", 8 * 1024 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How a client shows who it is: its key, and by which certificates it talks; without them in clear."""
+
+    key: str = field(default="", repr=False)
+    tls: grpc.ChannelCredentials | None = None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        return (("authorization", f"Bearer {self.key}"),) if self.key else ()
+
+    def open(self, address: str) -> grpc.Channel:
+        """A plain channel."""
+        if self.tls is None:
+            return grpc.insecure_channel(address, options=OPTIONS)
+        return grpc.secure_channel(address, self.tls, options=OPTIONS)
+
+    def open_async(self, address: str) -> grpc.aio.Channel:
+        """One for an asyncio loop."""
+        if self.tls is None:
+            return grpc.aio.insecure_channel(address, options=OPTIONS)
+        return grpc.aio.secure_channel(address, self.tls, options=OPTIONS)
+
+
+NOBODY = Credentials()
 
 
 class CallFailed(PenstockError):
@@ -46,8 +75,9 @@ class CallFailed(PenstockError):
 class AsyncClient:
     """One connection for an asyncio loop; an asynchronous context manager."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+    def __init__(self, address: str, credentials: Credentials = NOBODY) -> None:
+        self._metadata = credentials.metadata
+        self._channel = credentials.open_async(address)
         self._generate = self._channel.unary_stream(
             GENERATE, pb.GenerateRequest.SerializeToString, pb.GenerateResponse.FromString
         )
@@ -59,21 +89,21 @@ class AsyncClient:
         self, request: pb.GenerateRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Responses as they come; closing the iterator cancels the call. Raises CallFailed."""
-        call = self._generate(request, timeout=timeout_s)
+        call = self._generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
             async for response in call:
                 yield response
         except grpc.aio.AioRpcError as error:
-            raise _failed(error) from error
+            raise failed(error) from error
         finally:
             call.cancel()
 
     async def get_cluster(self, timeout_s: float | None = None) -> pb.GetClusterResponse:
         """The cluster as it is now. Raises CallFailed."""
         try:
-            return await self._get_cluster(pb.GetClusterRequest(), timeout=timeout_s)
+            return await self._get_cluster(pb.GetClusterRequest(), timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise _failed(error) from error
+            raise failed(error) from error
 
     async def close(self) -> None:
         """Break off what is open."""
@@ -91,8 +121,9 @@ class AsyncClient:
 class Client:
     """The same without asyncio; a context manager."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+    def __init__(self, address: str, credentials: Credentials = NOBODY) -> None:
+        self._metadata = credentials.metadata
+        self._channel = credentials.open(address)
         self._generate = self._channel.unary_stream(
             GENERATE, pb.GenerateRequest.SerializeToString, pb.GenerateResponse.FromString
         )
@@ -104,20 +135,20 @@ class Client:
         self, request: pb.GenerateRequest, timeout_s: float | None = None
     ) -> Generator[pb.GenerateResponse, None, None]:
         """Responses as they come; closing the iterator cancels the call. Raises CallFailed."""
-        call = self._generate(request, timeout=timeout_s)
+        call = self._generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
             yield from call
         except grpc.RpcError as error:
-            raise _failed(error) from error
+            raise failed(error) from error
         finally:
             call.cancel()
 
     def get_cluster(self, timeout_s: float | None = None) -> pb.GetClusterResponse:
         """The cluster as it is now. Raises CallFailed."""
         try:
-            return self._get_cluster(pb.GetClusterRequest(), timeout=timeout_s)
+            return self._get_cluster(pb.GetClusterRequest(), timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _failed(error) from error
+            raise failed(error) from error
 
     def close(self) -> None:
         """Break off what is open."""
@@ -132,7 +163,8 @@ class Client:
         self.close()
 
 
-def _failed(error: grpc.RpcError) -> CallFailed:
+def failed(error: grpc.RpcError) -> CallFailed:
+    """A call's error as ours, with what Penstock said of it."""
     metadata = cast(Iterable[tuple[str, bytes]], error.trailing_metadata() or ())
     details = next((value for key, value in metadata if key == DETAILS_KEY), None)
     return CallFailed(error.code(), error.details() or "", details)

@@ -1,8 +1,9 @@
 """One answer's way to its client: tokens wait here until the client takes them, all that came since in one chunk."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 
-from cluster.gateway.ledger import CallEnd, RequestLedger
+from cluster.gateway.ledger import GAP_BOUNDS_S, CallEnd, CallFacts, RequestLedger
 from cluster.gateway.stops import AnswerText
 from cluster.gateway.streams import Delivered, Ended
 from core.events import FinishReason
@@ -23,6 +24,7 @@ PENDING_TOP_BYTES = 13
 class Chunk:
     """Contiguous tokens of one choice with the text that became certain.
 
+    `pieces` are `text`, cut by the tokens that made it certain; the last has what became certain with the end.
     `logprobs` is aligned with `token_ids` where asked, else empty. `finish` and `stop` come with the last chunk of the
     choice, `ended` with the very last of the call.
     """
@@ -36,6 +38,7 @@ class Chunk:
     finish: FinishReason | None = None
     stop: str = ""
     ended: CallEnd | None = None
+    pieces: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -62,13 +65,16 @@ class ClientStream:
     received_at: float
     told_at: float
     text: AnswerText
+    facts: CallFacts = field(default_factory=CallFacts)
     ended: Ended | None = None
     _clock: _Clock = field(init=False)
+    _gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BOUNDS_S) + 1))
     _token_ids: list[int] = field(default_factory=list)
     _logprobs: list[TokenLogprobs] = field(default_factory=list)
     _score_bytes: int = 0
     _prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    _certain: str = ""
+    _pieces: list[str] = field(default_factory=list)
+    _rest: str = ""
     _num_taken: int = 0
     _has_told_end: bool = False
 
@@ -90,22 +96,40 @@ class ClientStream:
         if self.text.stop or self.ended is not None:
             return
         before = self.text.num_tokens
-        self._certain += self.text.push(delivered.token_ids)
+        self._pieces += self._texts(delivered.token_ids)
         num_taken = self.text.num_tokens - before
         self._token_ids += delivered.token_ids[:num_taken]
         scores = delivered.logprobs[:num_taken]
         self._logprobs += scores
         self._score_bytes += sum(PENDING_SCORE_BYTES + PENDING_TOP_BYTES * len(score.top_ids) for score in scores)
         self._prompt_logprobs = delivered.prompt_logprobs or self._prompt_logprobs
+        self._note_times(num_taken, now)
+
+    def _note_times(self, num_tokens: int, now: float) -> None:
+        """Tokens that come together have no time between them."""
+        if not num_tokens:
+            return
         clock = self._clock
-        clock.last_token_at = now
-        if clock.first_token_at is None:
+        if clock.last_token_at is None:
             clock.first_token_at = now
+        else:
+            self._gaps[bisect_left(GAP_BOUNDS_S, now - clock.last_token_at)] += 1
+        self._gaps[0] += num_tokens - 1
+        clock.last_token_at = now
+
+    def _texts(self, token_ids: tuple[int, ...]) -> list[str]:
+        """What became certain with each token; none for those after a stop string."""
+        texts = []
+        for token in token_ids:
+            texts.append(self.text.push((token,)))
+            if self.text.stop:
+                break
+        return texts
 
     def end(self, ended: Ended, now: float) -> RequestLedger:
         """Take the end in; the ledger of the request. A stop string in the text stands above what the node said."""
         if ended.outcome is Outcome.FINISHED:
-            self._certain += self.text.finish()
+            self._rest = self.text.finish()
             if self.text.stop:
                 ended = replace(ended, finish=FinishReason.STOP, num_tokens=self.text.num_tokens)
         self.ended = ended
@@ -114,17 +138,21 @@ class ClientStream:
     def take(self) -> Chunk:
         """All that came since the last time."""
         index, finish = self._num_taken, self.ended.finish if self.ended else None
+        pieces, self._pieces = self._pieces, []
+        if self._rest:
+            pieces[-1:] = ["".join((*pieces[-1:], self._rest))]
         chunk = Chunk(
             choice=self.request.sampling.choice,
             index=index,
             token_ids=tuple(self._token_ids),
-            text=self._certain,
+            text="".join(pieces),
             logprobs=tuple(self._logprobs),
             prompt_logprobs=self._prompt_logprobs,
             finish=finish,
             stop=self.text.stop if finish else "",
+            pieces=tuple(pieces),
         )
-        self._token_ids, self._logprobs, self._prompt_logprobs, self._certain = [], [], (), ""
+        self._token_ids, self._logprobs, self._prompt_logprobs, self._rest = [], [], (), ""
         self._score_bytes = 0
         self._num_taken += len(chunk.token_ids)
         self._has_told_end = self.ended is not None
@@ -145,4 +173,10 @@ class ClientStream:
             ttft_s=clock.since_received(clock.first_token_at),
             last_token_s=clock.since_received(clock.last_token_at),
             num_cached_tokens=ended.timing.num_cached_tokens if ended.timing else None,
+            slo=self.request.slo,
+            facts=self.facts,
+            tenant=self.request.tenant,
+            finish=ended.finish,
+            received_at=clock.received_at,
+            gaps=tuple(self._gaps),
         )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from core.decisions import Decision
 from core.ids import NodeId
 from core.mix import Mix
 from core.stats import NodeStats
@@ -24,11 +25,33 @@ class NodeState:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionCounts:
+    """All decisions so far: by kind, and the changes of mix that were carried out, from role to role (equal: a budget).
+
+    `is_infeasible`: by the last word no layout of these nodes can serve the load within its targets.
+    """
+
+    kinds: tuple[tuple[str, int], ...] = ()
+    mix_changes: tuple[tuple[str, str, int], ...] = ()
+    is_infeasible: bool = False
+
+
+NO_DECISIONS = DecisionCounts()
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterState:
-    """The nodes that are alive, and counters (name and value, rising) of the processes behind the gateway."""
+    """The nodes that are alive, and counters (name and value, rising) of the processes behind the gateway.
+
+    `decisions` are the last ones with their numbers, oldest first, `decided` the counts of all;
+    `wanted_nodes` is None where nobody said.
+    """
 
     nodes: tuple[NodeState, ...]
     counters: tuple[tuple[str, int], ...] = ()
+    decisions: tuple[tuple[int, Decision], ...] = ()
+    wanted_nodes: int | None = None
+    decided: DecisionCounts = NO_DECISIONS
 
     @property
     def can_serve(self) -> bool:

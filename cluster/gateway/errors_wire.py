@@ -56,14 +56,24 @@ ROWS = (
     WireRow("invalid_n", _BAD, 400),
     WireRow("invalid_logprobs", _BAD, 400),
     WireRow("invalid_stop", _BAD, 400),
+    WireRow("invalid_grammar", _BAD, 400),
+    WireRow("invalid_cache_salt", _BAD, 400),
+    WireRow("invalid_slo_class", _BAD, 400),
     WireRow("unsupported_parameter", _BAD, 400),
+    WireRow("invalid_api_key", grpc.StatusCode.UNAUTHENTICATED, 401),
+    WireRow("model_forbidden", grpc.StatusCode.PERMISSION_DENIED, 403),
+    WireRow("tenant_forbidden", grpc.StatusCode.PERMISSION_DENIED, 403),
+    WireRow("admin_forbidden", grpc.StatusCode.PERMISSION_DENIED, 403),
     WireRow("model_not_found", grpc.StatusCode.NOT_FOUND, 404),
     WireRow("model_not_found", _BAD, 400, Variant.MALFORMED),
+    WireRow("unknown_node", grpc.StatusCode.NOT_FOUND, 404),
+    WireRow("phase_uncovered", grpc.StatusCode.FAILED_PRECONDITION, 409),
     WireRow("not_found", grpc.StatusCode.UNIMPLEMENTED, 404),
     WireRow("body_too_large", _BUSY, 413),
     WireRow("request_too_large_for_cluster", grpc.StatusCode.FAILED_PRECONDITION, 400),
     WireRow("invalid_deadline", grpc.StatusCode.DEADLINE_EXCEEDED, 400),
     WireRow("deadline_exceeded", grpc.StatusCode.DEADLINE_EXCEEDED, 504),
+    WireRow("rate_limit_exceeded", _BUSY, 429),
     WireRow("overloaded", _BUSY, 503),
     WireRow("slo_unattainable", _BUSY, 503),
     WireRow("draining", _AWAY, 503),
@@ -79,7 +89,21 @@ ROWS = (
     WireRow("slow_reader", grpc.StatusCode.CANCELLED, 499),
     WireRow("internal", grpc.StatusCode.INTERNAL, 500),
 )
-_ROW = {(row.code, row.variant): row for row in ROWS}
+HTTP_ROWS = (
+    WireRow("invalid_json", _BAD, 400),
+    WireRow("json_too_complex", _BAD, 400),
+    WireRow("bad_request_line", _BAD, 400),
+    WireRow("unknown_parameter", _BAD, 400),
+    WireRow("reserved_parameter", _BAD, 400),
+    WireRow("unsupported_content", _BAD, 400),
+    WireRow("method_not_allowed", grpc.StatusCode.UNIMPLEMENTED, 405),
+    WireRow("read_timeout", grpc.StatusCode.CANCELLED, 408),
+    WireRow("unsupported_media_type", _BAD, 415),
+    WireRow("headers_too_large", _BUSY, 431),
+)
+"""Codes that only HTTP can cause; the gRPC status beside each is what a proxy between the two would say."""
+
+_ROW = {(row.code, row.variant): row for row in (*ROWS, *HTTP_ROWS)}
 
 
 class FieldError(RequestError):

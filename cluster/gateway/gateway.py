@@ -8,21 +8,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from cluster.api.v1.inference_pb2 import GenerateRequest
+from cluster.gateway.access import Access, Caller, Permit
 from cluster.gateway.choices import ClientCall
 from cluster.gateway.client_stream import ClientStream
-from cluster.gateway.ledger import RequestLedger
+from cluster.gateway.formats import Formats
+from cluster.gateway.ledger import CallFacts, RequestLedger
 from cluster.gateway.limits import Limits, ServedModel
 from cluster.gateway.stops import AnswerText
 from cluster.gateway.streams import Delivered, Ended, StreamOutput, Streams
 from cluster.gateway.tokenizer import Tokenizer
+from cluster.gateway.trace_context import TRACEPARENT
 from cluster.gateway.validation import Envelope, check_prompt, check_text, read_envelope, read_sampling_for
 from core.commands import Tell
-from core.errors import DeadlineExceeded, ErrorInfo, Overloaded, Unavailable
+from core.errors import DeadlineExceeded, ErrorInfo, Overloaded, PenstockError, Unavailable
 from core.events import GatewayEvent, Tick
 from core.goodput import RequestRecord
 from core.ids import RequestId
 from core.kv import block_keys, tail_key
-from core.request import Prompt, Request, pack_tokens
+from core.request import AnswerFormat, Prompt, Request, pack_tokens
 
 LONG_TEXT_CHARS = 4096
 """From here on a text is made into tokens on a thread: below, the hop costs more than the work."""
@@ -32,6 +35,7 @@ NUM_LEDGERS = 256
 RETRY_AFTER_S = 1.0
 DEADLINE_SLACK_S = 0.1
 SLOW_READER = ErrorInfo("slow_reader", "the client does not read what it asked for")
+ABORTED = ErrorInfo("client_closed", "its caller aborted it")
 
 
 class Gateway:
@@ -39,6 +43,7 @@ class Gateway:
 
     Owns: the open calls and the last ledgers. Whoever runs it passes on what is addressed to the gateway (`handle`,
     also a `Tick` every `timers.tick_s`), with `now` of `time.monotonic`, and gives `tell`, which carries messages away.
+    `on_ended` is told of every ended request, `on_turned_away` of what was not taken, and whether it named targets.
     """
 
     def __init__(
@@ -53,7 +58,11 @@ class Gateway:
         self.limits = limits
         self.tokenizer = tokenizer
         self.streams = streams
+        self.access = Access()
+        self.formats = Formats()
         self.is_draining = False
+        self.on_ended: Callable[[RequestLedger], object] = lambda ledger: None
+        self.on_turned_away: Callable[[PenstockError, bool], object] = lambda error, has_slo: None
         self._tell = tell
         self._calls: dict[RequestId, ClientCall] = {}
         self._ledgers: deque[RequestLedger] = deque(maxlen=NUM_LEDGERS)
@@ -69,22 +78,40 @@ class Gateway:
         """The same requests as goodput counts them."""
         return tuple(ledger.record for ledger in self._ledgers)
 
-    async def submit(self, message: GenerateRequest, time_left_s: float | None = None) -> ClientCall:
+    async def submit(
+        self, message: GenerateRequest, time_left_s: float | None = None, caller: Caller | None = None
+    ) -> ClientCall:
         """Check a request, name it, and tell the scheduler; `leave` must follow. `time_left_s` is the call's deadline.
 
-        Each of its choices is a request of its own inside. Raises RequestError, Refused or DeadlineExceeded; then no
-        machine was told.
+        Each of its choices is a request of its own inside. `caller` None: who needs no key. Raises RequestError,
+        AccessDenied, Refused or DeadlineExceeded; then no machine was told.
         """
+        try:
+            return await self._submit(message, time_left_s, caller)
+        except PenstockError as error:
+            self.on_turned_away(error, message.HasField("slo"))
+            raise
+
+    async def _submit(self, message: GenerateRequest, time_left_s: float | None, caller: Caller | None) -> ClientCall:
         received_at = time.monotonic()
         self._check_room(1)
-        envelope = read_envelope(message, self.model, self.limits)
+        caller = caller or self.access.caller(None, time.time())
+        caller.check_model(self.model.name)
+        envelope = self.access.admit(read_envelope(message, self.model, self.limits), caller)
         check_prompt(message, self.model)
         if time_left_s is not None:
             envelope = replace(envelope, deadline_s=min(envelope.deadline_s, time_left_s))
-        token_ids = await self._token_ids(message)
-        request = self._request(message, token_ids, envelope)
-        self._check_room(envelope.num_choices)
-        return self._open(request, envelope, received_at)
+        permit = caller.enter(envelope.num_choices, received_at)
+        try:
+            request = self._request(message, await self._token_ids(message), envelope)
+            tokens_of_choice = request.prompt.num_tokens + request.sampling.max_tokens
+            permit.charge(envelope.num_choices * tokens_of_choice, time.monotonic())
+            request = _with_format(request, await self.formats.read(message.sampling))
+            self._check_room(envelope.num_choices)
+            return self._open(request, envelope, permit, received_at)
+        except BaseException:
+            permit.close()
+            raise
 
     def handle(self, event: GatewayEvent, now: float) -> None:
         """Take in what is addressed to the gateway."""
@@ -111,6 +138,13 @@ class Gateway:
         self.carry([output for request in call.open_requests for output in end(request, now)], now)
         for request in call.requests:
             del self._calls[request]
+        call.permit.close(call.num_used_tokens)
+
+    def abort(self, name: str, caller: Caller) -> int:
+        """End the caller's open calls of this name as cancelled; how many there were. Those of others are not seen."""
+        now = time.monotonic()
+        calls = [call for call in dict.fromkeys(self._calls.values()) if call.is_named(name, caller)]
+        return sum(bool(self._cancel(call, now, ABORTED)) for call in calls)
 
     def drain(self) -> None:
         """Take no new request; open ones go on."""
@@ -124,19 +158,29 @@ class Gateway:
             message = f"{num_open} of this gateway's {limit} streams are in use, {num_choices} more are needed"
             raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
 
+    async def encode(self, text: str, is_bare: bool = False) -> list[int]:
+        """Token ids of a text, a long one's on a thread. `is_bare`: its special tokens are written out already.
+
+        Raises FieldError where it cannot fit the context however it is cut.
+        """
+        return await self._encode(text, self.tokenizer.encode_bare if is_bare else self.tokenizer.encode)
+
     async def _token_ids(self, message: GenerateRequest) -> list[int]:
         if message.WhichOneof("prompt") == "token_ids":
             return list(message.token_ids.ids)
-        check_text(message.text, self.tokenizer.max_token_chars, self.model)
         encode = self.tokenizer.encode_chat if message.chat else self.tokenizer.encode
-        if len(message.text) < LONG_TEXT_CHARS:
-            return encode(message.text)
+        return await self._encode(message.text, encode)
+
+    async def _encode(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        check_text(text, self.tokenizer.max_token_chars, self.model)
+        if len(text) < LONG_TEXT_CHARS:
+            return encode(text)
         async with self._tokenizing:
-            return await asyncio.to_thread(encode, message.text)
+            return await asyncio.to_thread(encode, text)
 
     def _request(self, message: GenerateRequest, token_ids: list[int], envelope: Envelope) -> Request:
         sampling = read_sampling_for(message, len(token_ids), self.model, self.limits)
-        packed, keyed_by = pack_tokens(token_ids), (self.model.block_size, envelope.tenant)
+        packed, keyed_by = pack_tokens(token_ids), (self.model.block_size, envelope.cache_scope)
         return Request(
             id=_mint(),
             prompt=Prompt(len(token_ids), block_keys(packed, *keyed_by), tail_key(packed, *keyed_by)),
@@ -147,14 +191,15 @@ class Gateway:
             tenant=envelope.tenant,
         )
 
-    def _open(self, request: Request, envelope: Envelope, received_at: float) -> ClientCall:
+    def _open(self, request: Request, envelope: Envelope, permit: Permit, received_at: float) -> ClientCall:
         now = time.monotonic()
         left_s = envelope.deadline_s - (now - received_at)
         if left_s <= 0:
             raise DeadlineExceeded(f"the request's {envelope.deadline_s:g} s were over before it was queued")
         requests = _choices(replace(request, deadline_s=left_s), envelope.num_choices)
-        clients = [ClientStream(choice, received_at, now, self._text(choice, envelope)) for choice in requests]
-        call = ClientCall(envelope.client_id, clients)
+        facts = CallFacts(envelope.slo_class, envelope.client_id, TRACEPARENT.get())
+        clients = [ClientStream(choice, received_at, now, self._text(choice, envelope), facts) for choice in requests]
+        call = ClientCall(envelope, clients, permit)
         self._calls |= dict.fromkeys(call.requests, call)
         self.carry([output for choice in requests for output in self.streams.open(choice, now)], now)
         return call
@@ -173,7 +218,9 @@ class Gateway:
     def _end(self, ended: Ended, now: float) -> None:
         """A choice has ended; one that did not finish takes the others with it."""
         call = self._calls[ended.request]
-        self._ledgers.append(call.end(ended, now))
+        ledger = call.end(ended, now)
+        self._ledgers.append(ledger)
+        self.on_ended(ledger)
         if ended.error is not None:
             self._cancel(call, now, ErrorInfo(ended.error.code, "another choice of the same call ended so"))
 
@@ -197,6 +244,10 @@ class Gateway:
         """A client does not read: its streams end CANCELLED, unless all have ended already."""
         if self._cancel(call, now, SLOW_READER) and call.on_broken is not None:
             call.on_broken()
+
+
+def _with_format(request: Request, wanted: AnswerFormat | None) -> Request:
+    return request if wanted is None else replace(request, sampling=replace(request.sampling, format=wanted))
 
 
 def _mint() -> RequestId:

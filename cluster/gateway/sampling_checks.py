@@ -1,4 +1,4 @@
-"""The door's checks of sampling parameters: every range, and what is not served yet refused by name."""
+"""The door's checks of sampling parameters: every range, but for formats (`cluster.gateway.formats`)."""
 
 import math
 import secrets
@@ -43,7 +43,6 @@ def check_token_ids(ids: tuple[int, ...], vocab_size: int, field: str) -> tuple[
 
 def read_sampling(message: SamplingMessage, vocab_size: int, max_tokens: int, num_prompt_tokens: int) -> SamplingParams:
     """Sampling parameters within their limits; `max_tokens` is what `read_max_tokens` and the context made of it."""
-    _refuse_unserved(message)
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=_temperature(message),
@@ -201,9 +200,3 @@ def _prompt_logprobs(message: SamplingMessage, vocab_size: int, num_prompt_token
         problem = f"{num_prompt_tokens} prompt tokens times {value + 1} are {num_scores}, at most {MAX_PROMPT_SCORES}"
         raise FieldError(field, problem, "invalid_logprobs")
     return value
-
-
-def _refuse_unserved(message: SamplingMessage) -> None:
-    for name in ("grammar", "json_schema"):
-        if message.HasField(name):
-            raise FieldError(f"sampling.{name}", "is not served yet; leave it out", "unsupported_parameter")

@@ -1,12 +1,11 @@
-"""Text to token ids and back, from a model folder's `tokenizer.json`; chat by its own template, in a sandbox."""
+"""Text to token ids and back, from a model folder's `tokenizer.json`; chat by the model's own template."""
 
 import json
 from pathlib import Path
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as HFTokenizer
 
+from cluster.gateway.chat_template import ChatTemplate, Conversation, read_chat_template
 from cluster.gateway.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from core.errors import ConfigError, InvalidRequest
 
@@ -17,9 +16,9 @@ class Tokenizer:
     `max_token_chars` is the length of the longest token: no token stands for more characters of a text.
     """
 
-    def __init__(self, tokenizer: HFTokenizer, chat_template: "ChatTemplate | None" = None) -> None:
+    def __init__(self, tokenizer: HFTokenizer, chat_template: ChatTemplate | None = None) -> None:
         self._tokenizer = tokenizer
-        self._chat_template = chat_template
+        self.chat_template = chat_template
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self._kinds = _decoder_kinds(json.loads(tokenizer.to_str())["decoder"])
@@ -45,17 +44,42 @@ class Tokenizer:
     @property
     def can_chat(self) -> bool:
         """Whether the model brings a chat template."""
-        return self._chat_template is not None
+        return self.chat_template is not None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the model expects around it."""
         return self._encode(text, add_special_tokens=True)
 
+    def encode_bare(self, text: str) -> list[int]:
+        """Token ids of a text that has all its special tokens written out, as a chat template's has."""
+        return self._encode(text, add_special_tokens=False)
+
+    def render_chat(self, conversation: Conversation) -> str:
+        """A conversation in the model's chat template. Raises InvalidRequest without one, or where it refuses it."""
+        if self.chat_template is None:
+            raise InvalidRequest("messages: this model has no chat template", code="unsupported_parameter")
+        return self.chat_template.render(conversation)
+
     def encode_chat(self, message: str) -> list[int]:
         """Token ids of one user message in the model's chat template, up to where the answer begins."""
-        if self._chat_template is None:
-            raise InvalidRequest("chat: this model has no chat template", code="unsupported_parameter")
-        return self._encode(self._chat_template.render(message), add_special_tokens=False)
+        return self.encode_bare(self.render_message(message))
+
+    def render_message(self, message: str) -> str:
+        """One user message in the model's chat template. Raises InvalidRequest as `render_chat` does."""
+        return self.render_chat(Conversation(({"role": "user", "content": message},)))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for, as far as one alone can be told; none of a special one."""
+        if self._kinds == ["ByteLevel"]:
+            return self._token_bytes(token) or b""
+        word = self._word(token)
+        if word is None:
+            return b""
+        return bytes([int(word[3:5], 16)]) if self._is_open(token) else self._tokenizer.decode([token]).encode()
+
+    def word(self, token: int) -> str:
+        """A token as the vocabulary writes it, special ones too; empty outside the vocabulary."""
+        return self._tokenizer.id_to_token(token) or ""
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """As a batch of one: the library keeps the interpreter to itself for the whole of a single text."""
@@ -98,49 +122,6 @@ def _check_ids(vocabulary: dict[str, int], vocab_size: int, path: Path) -> None:
     if highest >= vocab_size:
         found = f"{path} has token {word!r} with id {highest}, and config.json has vocab_size {vocab_size}"
         raise ConfigError([f"{found}; the model knows ids up to {vocab_size - 1} only: take its own tokenizer"])
-
-
-class ChatTemplate:
-    """A model's own Jinja template, without access to anything but its arguments."""
-
-    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise_exception
-        self._template = environment.from_string(source)
-        self._special_tokens = special_tokens
-
-    def render(self, message: str) -> str:
-        """The prompt of one user message. Raises InvalidRequest where the template refuses it."""
-        messages = [{"role": "user", "content": message}]
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
-        except TemplateError as error:
-            raise InvalidRequest(f"text: the model's chat template refuses it: {str(error)[:64]}") from error
-
-
-def read_chat_template(folder: Path) -> ChatTemplate | None:
-    """The template of a model folder; None where it has none. Raises ConfigError where it cannot be read."""
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        source = config.get("chat_template")
-        specials = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        return ChatTemplate(source, specials) if isinstance(source, str) else None
-    except (ValueError, AttributeError, TemplateError) as error:
-        raise ConfigError([f"{path} cannot be read: {error}"]) from error
-
-
-def _content(token: object) -> str:
-    """Special tokens are written as strings or as objects."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
 
 
 def _decoder_kinds(decoder: dict[str, object] | None) -> list[str]:

@@ -18,12 +18,16 @@ from core.request import SLO, SamplingParams
 
 MAX_NAME_CHARS = 128
 MAX_SLO_S = 600.0
+PRIORITY_CLAMPED = "priority_clamped"
 _TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """All of a request but its prompt and what the engine samples by."""
+    """All of a request but its prompt and what the engine samples by.
+
+    `cache_scope` names with whom its KV may be shared: equal scopes, equal keys. `notes` are codes of what was clamped.
+    """
 
     client_id: str
     slo: SLO | None
@@ -32,6 +36,10 @@ class Envelope:
     deadline_s: float
     num_choices: int
     stop: tuple[str, ...]
+    slo_class: str = ""
+    cache_salt: str = ""
+    cache_scope: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def check_prompt(message: GenerateRequest, model: ServedModel) -> None:
@@ -65,15 +73,19 @@ def check_text(text: str, max_token_chars: int, model: ServedModel) -> None:
 
 def read_envelope(message: GenerateRequest, model: ServedModel, limits: Limits) -> Envelope:
     """Names, targets, times and counts within their limits."""
-    _check_model(message.model, model)
+    check_model(message.model, model)
+    priority = max(-limits.max_priority, min(message.priority, limits.max_priority))
     return Envelope(
         client_id=_client_id(message.request_id),
         slo=_slo(message),
-        priority=max(-limits.max_priority, min(message.priority, limits.max_priority)),
+        priority=priority,
         tenant=_tenant(message.tenant),
         deadline_s=_deadline_s(message, limits),
         num_choices=read_num_choices(message.sampling),
         stop=read_stops(message.sampling),
+        slo_class=message.slo_class,
+        cache_salt=_cache_salt(message.cache_salt),
+        notes=(PRIORITY_CLAMPED,) if priority != message.priority else (),
     )
 
 
@@ -102,12 +114,13 @@ def _max_tokens(asked: int | None, num_prompt_tokens: int, model: ServedModel, l
     return asked or min(left, room, limits.default_max_tokens)
 
 
-def _check_model(name: str, model: ServedModel) -> None:
+def check_model(name: str, model: ServedModel, field: str = "model") -> None:
+    """Refuse what is no model's name, or not that of the one served; an empty one is whichever is."""
     if len(name) > MAX_NAME_CHARS or not name.isprintable() or ".." in name.split("/"):
         problem = f"is not a model's name (at most {MAX_NAME_CHARS} printable characters): {echoed(name)}"
-        raise FieldError("model", problem, "model_not_found", Variant.MALFORMED)
+        raise FieldError(field, problem, "model_not_found", Variant.MALFORMED)
     if name not in ("", model.name):
-        raise FieldError("model", f"{echoed(name)} is not served, {echoed(model.name)} is", "model_not_found")
+        raise FieldError(field, f"{echoed(name)} is not served, {echoed(model.name)} is", "model_not_found")
 
 
 def _client_id(name: str) -> str:
@@ -121,6 +134,12 @@ def _tenant(name: str) -> str:
     if name and not _TENANT.fullmatch(name):
         raise FieldError("tenant", f"must match [A-Za-z0-9_-]{{1,64}}, is {echoed(name)}", "invalid_request")
     return name
+
+
+def _cache_salt(salt: str) -> str:
+    if salt and not _TENANT.fullmatch(salt):
+        raise FieldError("cache_salt", f"must match [A-Za-z0-9_-]{{1,64}}, is {echoed(salt)}", "invalid_cache_salt")
+    return salt
 
 
 def _slo(message: GenerateRequest) -> SLO | None:

@@ -76,6 +76,7 @@ class LiveCluster:
         self._draining: dict[NodeId, asyncio.Future[int]] = {}
         self._planning = Planning(lambda answer: self._head.tell(SCHEDULER, answer))
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self.on_decided: Callable[[Decision], object] = lambda decision: None
         self.capacity: CapacityTarget | None = None
         self._head.register(SCHEDULER, cast(Handle, scheduler.handle), get_args(SchedulerEvent))
         self._head.register(OPERATOR, self._on_told, ())
@@ -144,6 +145,30 @@ class LiveCluster:
         if nodes:
             self._head.tell(SCHEDULER, OverrideLifted(nodes))
 
+    def add_node(self, slot: NodeSlot) -> None:
+        """One more slot, which gets a node as soon as there is a place for it. Raises ConfigError for a name in use."""
+        if slot.name in self._mixes:
+            raise ConfigError([f"there is a node {slot.name!r} already"])
+        self._mixes[slot.name] = slot.mix
+        self._supervisor.add(slot)
+
+    async def remove_node(self, slot: str) -> None:
+        """Gives a slot up, with the node in it: drain it first, or what runs there begins again elsewhere.
+
+        Raises ConfigError for an unknown name.
+        """
+        self._check_names((slot,))
+        del self._mixes[slot]
+        await self._supervisor.remove(slot)
+
+    def reopen(self, slot: str, mix: Mix) -> None:
+        """The next node of a slot begins with this mix; the one that is there is told nothing.
+
+        Raises ConfigError for an unknown name.
+        """
+        self._check_names((slot,))
+        self._mixes[slot] = mix
+
     async def drain(self, slot: str) -> int:
         """Closes a slot, and waits until its node is empty: rows go on elsewhere, what cannot move finishes there.
 
@@ -165,6 +190,7 @@ class LiveCluster:
         """What the scheduler tells the operator; ticks mean nothing here."""
         if isinstance(event, Decided):
             self.decisions.append(event.decision)
+            self.on_decided(event.decision)
             level = logging.WARNING if event.decision.kind is DecisionKind.INFEASIBLE else logging.INFO
             LOG.log(level, "%s", event.decision)
         elif isinstance(event, CapacityTarget):
@@ -189,7 +215,7 @@ class LiveCluster:
         return NodeOrder(
             name=slot.name,
             mix=self._mixes[slot.name],
-            settings=self._config.node,
+            settings=replace(self._config.node, device=slot.device or self._config.node.device),
             timers=self._config.timers,
             head=self._place,
             token=self._token,

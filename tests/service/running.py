@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.access_flags import with_access
 from cluster.api.v1 import inference_pb2 as pb
 from cluster.cli import _parser
 from cluster.flags import service_config
 from cluster.gateway.client import Client
+from cluster.http_flags import with_http
 from cluster.live.head import NodeState
+from cluster.observe_flags import with_observe
 from cluster.service import Service
 
 GUARD_S = 60.0
@@ -106,7 +109,8 @@ def running(*flags: str) -> Iterator[Running]:
 
 
 async def _make(args: Any) -> Service:
-    return Service(service_config(args), lambda slot, phase, share: None)
+    config = with_observe(with_http(with_access(service_config(args), args), args), args)
+    return Service(config, lambda slot, phase, share: None)
 
 
 async def _value(read: Callable[[], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -59,7 +60,9 @@ def test_serve_answers_generate_and_ends_well_at_a_signal() -> None:
         line = server.stdout.readline()
         assert "serving penstock-embedded on " in line, line
         address = line.partition(" on ")[2].partition(";")[0]
-        more = [server.stdout.readline() for _ in range(3)]
+        more = [server.stdout.readline() for _ in range(5)]
+        assert more[2].startswith("penstock: OpenAI: http://127.0.0.1:"), more
+        assert subprocess.run(shlex.split(more[3].partition("try: ")[2]), check=True, capture_output=True).stdout
         assert "KV moves by shm (automatic: both nodes on one host" in more[-1], more
         assert more[-1].endswith("decode-0 and prefill-0\n"), more
         done = penstock("generate", "What is a penstock?", "--address", address, "--temperature", "0", "--timing")
@@ -125,7 +128,7 @@ def test_wrong_flags_are_all_named_at_once() -> None:
         (("--kv-cache-memory-bytes", "10"), "at least one block of 65536 bytes"),
         (("--max-model-len", "999999"), "--max-model-len must be at most the model's 2048"),
         (("meta-llama/Llama-3.2-1B",), "hf download"),
-        (("--host", "192.0.2.1"), "Cannot assign requested address"),
+        (("--host", "192.0.2.1", "--insecure-no-keys"), "Cannot assign requested address"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

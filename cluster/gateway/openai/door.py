@@ -1,0 +1,99 @@
+"""What the HTTP routes share: the gateway behind them, and who calls."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.api.v1.inference_pb2 import GenerateRequest
+from cluster.gateway.access import Caller
+from cluster.gateway.chat_template import Conversation
+from cluster.gateway.cluster_state import StateProvider
+from cluster.gateway.errors_wire import FieldError
+from cluster.gateway.gateway import Gateway
+from cluster.gateway.openai.calls import Calls
+from cluster.gateway.openai.config import HttpConfig
+from cluster.gateway.openai.errors import FieldNames
+from cluster.gateway.openai.fields import Model, read_model
+from cluster.gateway.openai.front import CALLER, ID, NAMES
+from cluster.gateway.openai.json_body import read_fields
+from cluster.gateway.openai.respond import EventAnswer, EventWriter, WholeAnswer, WholeWriter
+from cluster.gateway.openai.sampling import Asked, names_in
+from cluster.gateway.openai.token_texts import TokenTexts
+from cluster.gateway.openai.tools import CallForm, ToolUse
+
+NOTES = "penstock-notes"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One gateway and its cluster, as the routes see them."""
+
+    gateway: Gateway
+    state: StateProvider
+    config: HttpConfig
+
+    @property
+    def texts(self) -> TokenTexts:
+        """What tokens are called."""
+        return TokenTexts(self.gateway.tokenizer)
+
+    async def read(self, request: Request, kind: type[Model], names: FieldNames) -> Model:
+        """The body of a request; from here on its fields are named as `names` says. Raises RequestError."""
+        name_fields(request, names)
+        asked = read_model(kind, await read_fields(request, self.gateway.limits.max_message_bytes))
+        if isinstance(asked, Asked):
+            name_fields(request, FieldNames(names_in(asked, names.names)))
+        return asked
+
+    async def serve(
+        self, request: Request, messages: Sequence[GenerateRequest], respond: Callable[[Calls], Response]
+    ) -> Response:
+        """Submit the calls of a request; what `respond` makes of them leaves them at its end. Raises PenstockError."""
+        calls = await Calls.submit(self.gateway, messages, caller_of(request))
+        try:
+            return respond(calls)
+        except BaseException:
+            calls.leave()
+            raise
+
+    def check_tools(self, use: ToolUse) -> None:
+        """Tools of which the model cannot be told are refused, unless its answer must be a call. Raises FieldError."""
+        template = self.gateway.tokenizer.chat_template
+        if use.form is CallForm.AUTO and template is not None and not template.takes_tools:
+            raise FieldError("tools", "this model's chat template takes none", "unsupported_parameter")
+
+    async def encode_chat(self, conversation: Conversation) -> list[int]:
+        """The token ids of a conversation. Raises RequestError."""
+        return await self.gateway.encode(self.gateway.tokenizer.render_chat(conversation), is_bare=True)
+
+    def answer(self, calls: Calls, writer: WholeWriter) -> Response:
+        """An answer in one body."""
+        return WholeAnswer(calls, writer, headers_of(calls))
+
+    def stream(self, calls: Calls, writer: EventWriter) -> Response:
+        """An answer as events."""
+        return EventAnswer(calls, writer, headers_of(calls), self.config.keep_alive_s)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent a request; the front has made sure of it."""
+    return cast(Caller, request.scope["state"][CALLER])
+
+
+def id_of(request: Request) -> str:
+    """The request's own id: the client's, where it gave one."""
+    return str(request.scope["state"][ID])
+
+
+def name_fields(request: Request, names: FieldNames) -> None:
+    """What the gateway's fields are called, should it refuse one."""
+    request.scope["state"][NAMES] = names
+
+
+def headers_of(calls: Calls) -> Mapping[str, str]:
+    """What the gateway changed in a request is told beside the answer."""
+    notes = dict.fromkeys(note for call in calls.calls for note in call.notes)
+    return {NOTES: ", ".join(notes)} if notes else {}

@@ -1,0 +1,53 @@
+"""The HTTP server of the OpenAI interface."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+
+from cluster.gateway.http_listening import AsgiServer, HttpPlace
+from cluster.gateway.openai.app import create_app
+from cluster.gateway.openai.door import Door
+from cluster.gateway.tls import TLSFiles
+
+
+class HttpServer:
+    """Serves one gateway over HTTP/1.1. Binds to loopback unless told otherwise; port 0 lets the kernel choose.
+
+    Owns: its listener. `routers` are mounted beside the interface's own routes, those of their `open_paths` need no
+    key.
+    """
+
+    def __init__(
+        self,
+        door: Door,
+        tls: TLSFiles | None = None,
+        routers: Sequence[APIRouter] = (),
+        open_paths: Sequence[str] = (),
+    ) -> None:
+        self._door = door
+        self._routers = routers
+        self._open_paths = open_paths
+        self._listener = AsgiServer(HttpPlace(door.config.host, door.config.port, "--host or --port", tls))
+
+    @property
+    def url(self) -> str:
+        """Where clients call; empty before the start."""
+        return self._listener.url
+
+    @property
+    def first_curl(self) -> str:
+        """A command to paste; with a key where one is asked for."""
+        gateway = self._door.gateway
+        key = "" if gateway.access.is_open else "-H 'authorization: Bearer KEY' "
+        body = f'{{"prompt": "Once upon a time", "model": "{gateway.model.name}"}}'
+        return f"curl {self.url}/v1/completions {key}-H 'content-type: application/json' -d '{body}'"
+
+    async def start(self) -> int:
+        """Listen; the port. Raises ConfigError where the address cannot be had."""
+        return await self._listener.start(create_app(self._door, self._routers, self._open_paths))
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """Take no new request, let open ones go on for `grace_s`, then break them off. Twice is fine."""
+        if self._listener.is_running:
+            self._door.gateway.drain()
+        await self._listener.stop(grace_s)
