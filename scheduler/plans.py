@@ -9,7 +9,7 @@ runs of a whole prompt.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core.request import SLO
 from scheduler.closed_forms import (
@@ -33,6 +33,10 @@ STEP_DOWN = 0.9
 """Rates that are tried below the offered one: admission may turn the rest away."""
 
 NUM_STEPS_DOWN = 10
+
+NUM_PACKINGS = 3
+"""How often it is worked out anew how full steps are; more changes nothing by a per cent."""
+
 GOOD_ENOUGH = 0.985
 
 
@@ -171,14 +175,20 @@ class Forecaster:
 class ChunkStep:
     """A step with a chunk, beside one without: how many of them a mean prompt takes, how much longer each is.
 
-    `more_s` where nothing hides. Of that, `overlap` hides behind rows that take so long, and behind `fixed_s` that
-    belong to steps with rows only.
+    By `grown_s`, which the chunk's tokens take, and `base_s`, where nothing hides. Of that, `overlap` hides behind rows
+    that take so long, and behind `fixed_s` that belong to steps with rows only.
     """
 
     num: float
-    more_s: float
+    grown_s: float
+    base_s: float
     fixed_s: float
     overlap: float
+
+    @property
+    def more_s(self) -> float:
+        """How much longer where nothing hides."""
+        return self.grown_s + self.base_s
 
     @property
     def weight_s(self) -> float:
@@ -208,7 +218,11 @@ class ChunkStep:
         tokens = sum(tokens for tokens, _ in load.computed) / len(load.computed)
         grown_s = (tokens * costs.per_prefill_token_s + load.mean_pairs * costs.per_prefill_pair_s) / num
         fixed_s = costs.mixed_fixed_s
-        return cls(num, grown_s + fixed_s - costs.decode_fixed_s, fixed_s - costs.prefill_fixed_s, costs.overlap)
+        return cls(num, grown_s, fixed_s - costs.decode_fixed_s, fixed_s - costs.prefill_fixed_s, costs.overlap)
+
+    def packed(self, num: float) -> "ChunkStep":
+        """The same prompts in other, fuller steps."""
+        return replace(self, num=num, grown_s=self.grown_s * self.num / num)
 
 
 class _Layout:
@@ -286,19 +300,31 @@ class _Node:
         self._load, self._goal, self._part, self._prefills = of.load, of.goal, part, prefills
         node, load = part.ability, of.load
         self._row_s = node.row_s(load.mean_context) / node.num_stages
-        self._chunk = ChunkStep.of(node, load, part.chunk) if prefills else ChunkStep(0.0, 0.0, 0.0, 0.0)
+        self._chunk = ChunkStep.of(node, load, part.chunk) if prefills else ChunkStep(0.0, 0.0, 0.0, 0.0, 0.0)
         rows_share = decodes * load.mean_output * self._row_s
-        self.step_s = self._chunk.step_s(node.costs.decode_fixed_s, prefills, rows_share)
+        self.step_s = self._packed_step_s(rows_share)
         self._rows = decodes * load.mean_output * self.step_s
         self._longer_s = self._chunk.longer_s(self._rows * self._row_s)
         moved, taken_in = 1.0 / rate_by_link(node, load), max(0.0, decodes - prefills)
         busy = taken_in * moved
         self._moved_s = moved * taken_in / max(decodes, 1e-9) / (1.0 - busy) if busy < 1.0 else math.inf
-        full = prefills * sum(tokens for tokens, _ in load.computed) / len(load.computed) * self.step_s / part.chunk
-        self._is_full = full >= 1.0
-        # chunks of one prompt follow each other; short prompts that come within one step share the next
-        each = prefills * self._chunk.num * self.step_s
-        self._chunked = 1.0 - (1.0 - full) * math.exp(min(0.0, full - each)) if full < 1.0 else 1.0
+
+    def _packed_step_s(self, rows_share: float) -> float:
+        """The mean step. Chunks of one prompt follow each other; short prompts that come within one step share the
+        next, so the longer steps are, the fewer and the fuller are those with a chunk."""
+        fixed_s, load = self._part.ability.costs.decode_fixed_s, self._load
+        step_s = self._chunk.step_s(fixed_s, self._prefills, rows_share)
+        tokens = self._prefills * sum(tokens for tokens, _ in load.computed) / len(load.computed)
+        num = self._chunk.num
+        for _ in range(NUM_PACKINGS):
+            full, each = tokens * step_s / self._part.chunk, self._prefills * num * step_s
+            self._is_full = full >= 1.0
+            self._chunked = 1.0 - (1.0 - full) * math.exp(min(0.0, full - each)) if full < 1.0 else 1.0
+            if self._is_full or not self._prefills:
+                break
+            self._chunk = self._chunk.packed(self._chunked / (self._prefills * step_s))
+            step_s = self._chunk.step_s(fixed_s, self._prefills, rows_share)
+        return step_s
 
     def in_time(self, num_servers: int) -> float:
         """The share of prompts that are prefilled in time, at so many nodes like this one."""
