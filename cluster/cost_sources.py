@@ -3,12 +3,13 @@
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.simulated.hardware import GPUS, SHAPES, ModelShape, gpu_named, pool_blocks, shape_named
 from cluster.simulated.truth import StepTruth
 from cluster.simulated.truth_distserve import DistServeTruth, read_distserve
+from cluster.simulated.truth_hosted import HostedTruth
 from cluster.simulated.truth_roofline import Efficiency, RooflineTruth
 from cluster.simulated.truth_splitwise import TokenCurve, read_splitwise
 from cluster.simulated.truth_table import TableTruth
@@ -36,9 +37,16 @@ _SPLITWISE_SHAPES = {"llama2-70b": "llama-2-70b", "bloom-176b": "bloom-176b"}
 
 @dataclass(frozen=True, slots=True)
 class CostAsked:
-    """What was asked on the command line; None or empty: whatever the source has."""
+    """What was asked on the command line; None or empty: whatever the source has.
+
+    `beside`: a table measured while a neighbour on the same machine was as busy. What a shell adds to every step
+    (`step_overhead_s`) and for each row or chunk in it (`row_overhead_s`) is for tables; a roofline has its own.
+    """
 
     table: Path | None = None
+    beside: Path | None = None
+    step_overhead_s: float = 0.0
+    row_overhead_s: float = 0.0
     gpu: str | None = None
     shape: str | None = None
     model: str = ""
@@ -54,7 +62,8 @@ class CostAsked:
 
 @dataclass(frozen=True, slots=True)
 class NodeKind:
-    """One kind of node: its steps, its pool, and what it consists of. `notes` say what was assumed."""
+    """One kind of node: its steps, its pool, and what it consists of. `beside` are its steps while another node runs
+    one, where that is known. `notes` say what was assumed."""
 
     words: str
     truth: StepTruth
@@ -62,10 +71,22 @@ class NodeKind:
     num_blocks: int
     num_gpus: int
     notes: tuple[str, ...] = ()
+    beside: StepTruth | None = None
 
 
 def node_kind(asked: CostAsked, tp: int | None, pp: int = 1) -> NodeKind:
     """A node of `tp` × `pp` GPUs by the source that was asked for; `tp` None: its smallest. Raises ConfigError."""
+    kind = _bare_kind(asked, tp, pp)
+    if asked.beside is not None:
+        kind = replace(kind, beside=TableTruth(CostTable.read(asked.beside)))
+    if asked.table is None or not (asked.step_overhead_s or asked.row_overhead_s):
+        return kind
+    added = asked.step_overhead_s, asked.row_overhead_s
+    beside = HostedTruth(kind.beside, *added) if kind.beside else None
+    return replace(kind, truth=HostedTruth(kind.truth, *added), beside=beside)
+
+
+def _bare_kind(asked: CostAsked, tp: int | None, pp: int) -> NodeKind:
     if asked.table is None:
         if pp != 1:
             raise ConfigError(["pipeline stages are known from DistServe's fits only: give their file as --cost-table"])

@@ -21,7 +21,7 @@ def preemption_costs(costs: RecomputeCosts) -> PreemptionCosts:
 
 
 def node_costs(table: CostTable) -> NodeCosts:
-    """The straight lines closest to its steps of one kind, prompts alone and rows alone; the overlap of its mixed ones."""
+    """The straight lines closest to its steps of one kind, prompts or rows alone; the overlap of its mixed ones."""
     prefills = [each for each in table.steps if each.prefill_tokens and not each.rows]
     terms = [(1.0, float(n), n * (each.prefill_context + n / 2)) for each in prefills for n in (each.prefill_tokens,)]
     fixed, per_token, per_pair = fit(terms, [each.median_s for each in prefills])

@@ -27,6 +27,13 @@ def add_fleet_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="step times from `penstock profile`, DistServe's fits or Splitwise's CSV instead of a roofline",
     )
+    nodes.add_argument(
+        "--beside-table",
+        default=None,
+        metavar="FILE",
+        help="from `penstock profile` while the machine's other nodes did the same: for steps that begin while another "
+        "node runs one",
+    )
     nodes.add_argument("--cost-model", default="", metavar="NAME", help="which model of the cost table")
     nodes.add_argument("--cost-hardware", default="", metavar="NAME", help="which hardware of the cost table")
     nodes.add_argument(
@@ -40,7 +47,10 @@ def add_fleet_flags(parser: argparse.ArgumentParser) -> None:
         "--mfu", type=float, default=0.5, metavar="SHARE", help="of the GPU's arithmetic that is reached"
     )
     nodes.add_argument("--mbu", type=float, default=0.7, metavar="SHARE", help="of its bandwidth that is reached")
-    nodes.add_argument("--step-overhead", type=float, default=0.0, metavar="SECONDS", help="of every roofline step")
+    nodes.add_argument("--step-overhead", type=float, default=0.0, metavar="SECONDS", help="added to every step")
+    nodes.add_argument(
+        "--row-overhead", type=float, default=0.0, metavar="SECONDS", help="added for each row and chunk (cost tables)"
+    )
     nodes.add_argument("--weight-bytes", type=float, default=2.0, metavar="N", help="per weight; 1: fp8")
     nodes.add_argument("--kv-dtype", choices=tuple(DTYPE_BYTES), default="bfloat16")
     nodes.add_argument(
@@ -54,7 +64,10 @@ def add_fleet_flags(parser: argparse.ArgumentParser) -> None:
     nodes.add_argument(
         "--link-gb-s", type=float, default=25.0, metavar="GB/S", help="of a node's network card, each way"
     )
-    nodes.add_argument("--link-latency", type=float, default=0.0002, metavar="SECONDS")
+    nodes.add_argument("--link-latency", type=float, default=0.0002, metavar="SECONDS", help="of a fetch")
+    nodes.add_argument(
+        "--message-latency", type=float, default=0.0002, metavar="SECONDS", help="of a message between processes"
+    )
     nodes.add_argument("--gpu-hour-price", type=float, default=0.0, metavar="PRICE", help="for the cost of tokens")
     nodes.add_argument("--policy", choices=POLICIES, default="goodput")
     nodes.add_argument(
@@ -122,11 +135,14 @@ def fleet_problems(args: argparse.Namespace) -> list[str]:
     for name in ("link_gb_s", "weight_bytes"):
         if not (isfinite(getattr(args, name)) and getattr(args, name) > 0):
             found.append(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name):g}")
-    for name in ("link_latency", "gpu_hour_price"):
+    for name in ("link_latency", "message_latency", "step_overhead", "row_overhead", "gpu_hour_price"):
         if not (isfinite(getattr(args, name)) and getattr(args, name) >= 0):
             found.append(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(args, name):g}")
     if args.cost_table is not None and args.gpu is not None:
         found.append("--gpu and --cost-table contradict each other: step times come from one of them")
-    if args.cost_table is not None and not Path(args.cost_table).expanduser().is_file():
-        found.append(f"--cost-table {args.cost_table}: there is no such file")
+    for name in ("cost_table", "beside_table"):
+        if (path := getattr(args, name)) is not None and not Path(path).expanduser().is_file():
+            found.append(f"--{name.replace('_', '-')} {path}: there is no such file")
+    if args.beside_table is not None and args.cost_table is None:
+        found.append("--beside-table belongs to a --cost-table of the same model")
     return found

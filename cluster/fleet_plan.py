@@ -101,4 +101,5 @@ def _node(recipe: Recipe, kind: NodeKind, role: str, place: int, chunk: int) -> 
         max_decode_rows=recipe.max_decode_rows,
         num_gpus=kind.num_gpus,
         cost_per_hour=kind.num_gpus * recipe.gpu_hour_price,
+        beside=kind.beside,
     )

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from cluster.report_file import Figure, Sample
 from cluster.workload import gaps
 from cluster.workload.served import ServedRequest
-from core.goodput import Goodput, Outcome
+from core.goodput import Goodput, Outcome, RequestRecord
+from core.request import SLO
+from core.stats import Timing
 
 SHARES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 STAGES = ("admit", "queue_prefill", "prefill", "reserve", "handoff", "queue_decode", "decode")
@@ -129,9 +131,13 @@ def lost_at(record: ServedRequest) -> str:
     The work itself where it alone took too long (prefill for the first token, decode for the others), else the longest
     wait before it. A request that missed both targets lost with the first. `unaccounted`: no ledger says it.
     """
+    return loss_of(record.record, record.timing, record.slo)
+
+
+def loss_of(record: RequestRecord, timing: Timing | None, slo: SLO) -> str:
+    """`lost_at` of what every report and every metric is made from."""
     if record.outcome is not Outcome.FINISHED:
         return record.outcome.value
-    timing, slo = record.timing, record.slo
     if timing is None or record.ttft_s is None:
         return "unaccounted"
     if record.ttft_s > slo.ttft_s:

@@ -14,7 +14,7 @@ from cluster.report_file import machine
 from core.errors import ConfigError
 from core.kv import num_blocks
 from engine.cost_table import CostTable, TableFacts
-from engine.model_info import ModelInfo, read_model_info
+from engine.model_info import LoadFormat, ModelInfo, read_model_info
 from engine.profile import Grid, measure
 
 POOL_SHARE = 0.25
@@ -36,7 +36,7 @@ def run_profile(args: argparse.Namespace) -> int:
     if args.repeats is not None:
         grid = replace(grid, repeats=args.repeats)
     folder = Path(args.model).expanduser().resolve()
-    info = read_model_info(folder)
+    info = read_model_info(folder, LoadFormat(args.load_format))
     table, num_left_out = _measure(args, folder, info, grid)
     try:
         table.write(Path(args.output))
@@ -49,7 +49,15 @@ def run_profile(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, folder: Path, info: ModelInfo, grid: Grid) -> tuple[CostTable, int]:
     from cluster.bench.bare_engine import BareEngine, EngineChoice
 
-    choice = EngineChoice(folder, args.dtype, args.device, args.num_threads, args.quantization, args.block_size)
+    choice = EngineChoice(
+        folder,
+        args.dtype,
+        args.device,
+        args.num_threads,
+        args.quantization,
+        args.block_size,
+        LoadFormat(args.load_format),
+    )
     blocks = _num_blocks(info, grid, args)
     with BareEngine(choice, blocks) as engine, Progress(console=ERR, disable=not ERR.is_terminal) as progress:
         engine.executor.warm_up()

@@ -11,6 +11,9 @@ def add_profile_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the cost table, JSON")
     parser.add_argument("--dtype", choices=tuple(DTYPE_BYTES), default="float32", help="of weights and KV")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--load-format", choices=("safetensors", "dummy"), default="safetensors", help="dummy: random weights"
+    )
     parser.add_argument("--quantization", choices=("none", "int8"), default="none", help="of the weights")
     parser.add_argument("--block-size", type=int, default=16, help="tokens in a KV block")
     parser.add_argument("--num-threads", type=int, default=1, help="compute threads, as `penstock serve` will have")

@@ -72,6 +72,9 @@ def cost_asked(args: argparse.Namespace) -> CostAsked:
     """Where step times come from, by the flags."""
     return CostAsked(
         table=None if args.cost_table is None else Path(args.cost_table).expanduser(),
+        beside=None if args.beside_table is None else Path(args.beside_table).expanduser(),
+        step_overhead_s=args.step_overhead,
+        row_overhead_s=args.row_overhead,
         gpu=args.gpu,
         shape=args.model_shape,
         model=args.cost_model,
@@ -97,7 +100,7 @@ def recipe_of(args: argparse.Namespace, tp: int | None, prefill_tp: int | None, 
     chunk = args.chunk or DEFAULT_CHUNK
     return Recipe(
         kind=kind,
-        links=FleetLinks(bandwidth, args.link_latency),
+        links=FleetLinks(bandwidth, args.link_latency, args.message_latency),
         max_model_len=args.max_model_len or longest_context(workload),
         chunk=chunk,
         prefill_chunk=args.prefill_chunk,

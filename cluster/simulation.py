@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from cluster.fleet_plan import Arm, Recipe, fleet_of
 from cluster.load_report import LoadRun, load_report
 from cluster.report_file import Figure
-from cluster.simulated.fleet import FleetPlanner, FleetRun, num_reversals, run_fleet
+from cluster.simulated.fleet import FleetPlanner, FleetRun, FleetSupply, num_reversals, run_fleet
 from cluster.simulated.whatif import answered
 from cluster.workload.items import Workload
+from core.errors import ConfigError
 from core.request import SLO
+from scheduler.capacity import CapacityConfig
 from scheduler.controller import Controller, ControllerConfig
 from scheduler.replays import ReplayConfig
 
@@ -40,26 +42,45 @@ class Simulated:
         }
 
 
-def simulate(recipe: Recipe, arm: Arm, workload: Workload, slo: SLO, seed: int) -> Simulated:
-    """Serve the workload. Same arguments, same run. Raises ConfigError for a fleet that cannot be."""
-    fleet, controller, planner = fleet_of(recipe, arm), None, None
+@dataclass(frozen=True, slots=True)
+class Elastic:
+    """A fleet that grows and shrinks: it begins with `num_first` of the arm's nodes, and keeps as many as the capacity
+    controller says; a node is ready `start_s` after it is asked for."""
+
+    capacity: CapacityConfig
+    num_first: int
+    start_s: float = 30.0
+
+
+def simulate(
+    recipe: Recipe, arm: Arm, workload: Workload, slo: SLO, seed: int, elastic: Elastic | None = None
+) -> Simulated:
+    """Serve the workload. Same arguments, same run. Raises ConfigError for a fleet that cannot be, or is elastic
+    without a controller."""
+    if elastic is not None and not arm.adapts:
+        raise ConfigError([f"{arm}: only an adaptive fleet can be elastic"])
+    fleet, controller, planner, supply = fleet_of(recipe, arm), None, None, None
     if arm.adapts:
-        controller = Controller(ControllerConfig(slo=slo, replays=ReplayConfig() if arm.replays else None))
+        replays = ReplayConfig() if arm.replays else None
+        capacity = elastic.capacity if elastic else None
+        controller = Controller(ControllerConfig(slo=slo, replays=replays, capacity=capacity))
         planner = FleetPlanner(answered) if arm.replays else None
-    run = run_fleet(fleet, workload, slo, seed=seed, controller=controller, planner=planner)
+    if elastic is not None:
+        supply = FleetSupply(tuple(node.name for node in fleet.nodes[elastic.num_first :]), elastic.start_s)
+    run = run_fleet(fleet, workload, slo, seed=seed, controller=controller, planner=planner, supply=supply)
     changes = [change for change in run.mix_changes if change.at_s > 0]  # not those while the nodes join
     duration_s = max(run.duration_s, workload.duration_s) or 1.0
-    alive_s = sum(node.alive_s for node in run.nodes)
+    place_s = {node.name: node.alive_s + node.starting_s for node in run.nodes}
     load = LoadRun(
         records=run.records,
         arrivals_s=workload.arrivals_s or duration_s,
         duration_s=duration_s,
-        num_nodes=alive_s / duration_s,
-        num_gpus=sum(node.alive_s * node.num_gpus for node in run.nodes) / duration_s,
+        num_nodes=sum(place_s.values()) / duration_s,
+        num_gpus=sum(place_s[node.name] * node.num_gpus for node in run.nodes) / duration_s,
         num_lost=run.num_lost,
         num_mix_changes=len(changes),
         num_reversals=num_reversals(fleet, changes),
-        cost=sum(node.alive_s / 3600 * node.cost_per_hour for node in run.nodes),
+        cost=sum(place_s[node.name] / 3600 * node.cost_per_hour for node in run.nodes),
     )
     return Simulated(run, load)
 

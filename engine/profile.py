@@ -32,11 +32,15 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Which steps are measured, and how often each."""
+    """Which steps are measured, and how often each.
 
-    prefill_tokens: tuple[int, ...] = (1, 16, 64, 128, 256, 512)
+    Closest together where kernels change on a CPU, at 5 lines and beyond 64 (`engine.linear`): mixed steps with a chunk
+    of 64 tokens are there.
+    """
+
+    prefill_tokens: tuple[int, ...] = (1, 16, 32, 64, 72, 96, 128, 256, 512)
     prefixes: tuple[int, ...] = (512, 1024, 2048)
-    rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    rows: tuple[int, ...] = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)
     contexts: tuple[int, ...] = (32, 256, 1024, 2048)
     copies: tuple[int, ...] = (4, 16, 64)
     repeats: int = 5

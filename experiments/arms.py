@@ -86,8 +86,8 @@ def disaggregated(recipe: Recipe, num_nodes: int, chunks: Iterable[int]) -> list
 
 
 def adaptive(recipe: Recipe, num_nodes: int) -> Candidate:
-    """The controller decides; all nodes begin mixed."""
-    return Candidate(replace(recipe, chunk=ADAPTIVE_CHUNK), Arm(0, 0, num_nodes, adapts=True))
+    """The controller decides, with replays as live; all nodes begin mixed."""
+    return Candidate(replace(recipe, chunk=ADAPTIVE_CHUNK), Arm(0, 0, num_nodes, adapts=True, replays=True))
 
 
 def by_forecast(candidates: Sequence[Candidate], workload: Workload, slo: SLO) -> list[Candidate]:

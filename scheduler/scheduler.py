@@ -27,8 +27,9 @@ from core.events import (
     Tick,
 )
 from core.goodput import Outcome
-from core.ids import AttemptId, NodeId, RequestId, request_of
+from core.ids import AttemptId, GatewayId, NodeId, RequestId, request_of
 from core.lifecycle import RequestState
+from core.membership import GatewayLost
 from core.whatif import WhatIfAnswered
 from scheduler.admission import is_hopeless
 from scheduler.config import SchedulerConfig
@@ -66,6 +67,7 @@ class Scheduler:
         self.ratio = Ratio(config, self.view, self.mover, controller)
         self._ending: dict[AttemptId, float] = {}
         self._tombstones: dict[RequestId, float] = {}
+        self._lost_gateways: dict[GatewayId, float] = {}
         self._finished_at: deque[float] = deque(maxlen=64)
         self.num_dropped_events = 0
 
@@ -80,6 +82,10 @@ class Scheduler:
     def live_requests(self) -> tuple[RequestId, ...]:
         """Requests that have not ended, oldest first."""
         return tuple(self._flights)
+
+    def requests_of(self, gateway: GatewayId) -> tuple[RequestId, ...]:
+        """Those of one gateway that have not ended, oldest first."""
+        return tuple(request for request, flight in self._flights.items() if flight.gateway == gateway)
 
     @property
     def num_waiting(self) -> int:
@@ -142,6 +148,8 @@ class Scheduler:
                 return self.ratio.cover()
             case NodeLost(node, why):
                 return self._on_node_lost(node, why, now)
+            case GatewayLost(gateway):
+                return self._on_gateway_lost(gateway, now)
             case Overridden():
                 return self.ratio.override(event, now)
             case OverrideLifted():
@@ -161,8 +169,8 @@ class Scheduler:
                 assert_never(event)
 
     def _on_arrived(self, event: RequestArrived, now: float) -> list[Command]:
-        flight = Flight(event.request, event.gateway, now, waiting_since=now)
-        if flight.request.id in self._flights or flight.request.id in self._tombstones:
+        flight, request = Flight(event.request, event.gateway, now, waiting_since=now), event.request.id
+        if request in self._flights or request in self._tombstones or event.gateway in self._lost_gateways:
             self.num_dropped_events += 1
             return []
         refusal = self.router.refusal(flight, self._finished_at, now)
@@ -258,7 +266,7 @@ class Scheduler:
         flight.error = ErrorInfo("worker_lost", "no token came for too long")
         return self._lose_attempt(flight, now)
 
-    # ── nodes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── nodes and gateways ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _on_node_lost(self, node: NodeId, why: str, now: float) -> list[Command]:
         if node not in self.view.nodes:
@@ -271,6 +279,17 @@ class Scheduler:
             if flight is not None and flight.attempt == attempt and not self.mover.is_moving_to(flight, node):
                 commands += self._lose_with_node(flight, why, now)
         return self.ratio.cover() + self.mover.end_drain(node, len(lost)) + commands
+
+    def _on_gateway_lost(self, gateway: GatewayId, now: float) -> list[Command]:
+        """Nobody reads its answers any more. What it sent before may still arrive, and must not begin anything."""
+        self._lost_gateways[gateway] = now
+        commands: list[Command] = []
+        for request in self.requests_of(gateway):
+            flight = self._flights[request]
+            attempt = flight.attempt
+            self._forget(flight)
+            commands += self._drop(attempt) if attempt else []
+        return commands
 
     # ── losing and ending ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -316,6 +335,7 @@ class Scheduler:
             commands += self._drop(attempt)
         lease_s = self.config.timers.lease_s
         self._tombstones = {request: at for request, at in self._tombstones.items() if now - at <= lease_s}
+        self._lost_gateways = {gateway: at for gateway, at in self._lost_gateways.items() if now - at <= lease_s}
         return commands
 
     def _reap(self, flight: Flight, now: float) -> list[Command]:

@@ -9,7 +9,7 @@ import torch
 from core.kv import KVLayout, SlabShape
 from engine.executor import Executor
 from engine.loading import ExecutorConfig, load_executor
-from engine.model_info import ModelInfo, read_model_info
+from engine.model_info import LoadFormat, ModelInfo, read_model_info
 from engine.profile import StepProbe, fill
 from kv_transfer.slab import Slab
 
@@ -24,6 +24,7 @@ class EngineChoice:
     num_threads: int = 1
     quantization: str = "none"
     block_size: int = 16
+    load_format: LoadFormat = LoadFormat.SAFETENSORS
 
 
 class BareEngine:
@@ -31,7 +32,7 @@ class BareEngine:
 
     def __init__(self, choice: EngineChoice, num_blocks: int) -> None:
         self.choice = choice
-        self.info: ModelInfo = read_model_info(choice.model)
+        self.info: ModelInfo = read_model_info(choice.model, choice.load_format)
         self.layout: KVLayout = self.info.kv_layout(choice.block_size, choice.dtype)
         self.shape = SlabShape(self.layout, num_blocks)
         config = ExecutorConfig(
@@ -40,6 +41,7 @@ class BareEngine:
             choice.device,
             num_threads=choice.num_threads,
             quantization=choice.quantization,
+            load_format=choice.load_format,
         )
         self._slab: Slab | None = None
         if choice.device == "cpu":

@@ -92,6 +92,7 @@ class Door:
         self.gateway = gateway
         self.streams = Streams(gateway, timers)
         self.answers: dict[RequestId, Answer] = {}
+        self.is_dead = False
         self._told: set[tuple[AttemptId, int]] = set()
         self._loop = loop
         self._links = links
@@ -157,6 +158,8 @@ class Door:
         answer.fence = answer.attempt
 
     def _tick(self, tick_s: float) -> None:
+        if self.is_dead:
+            return
         self._do(self.streams.handle(Tick(), self._loop.now))
         self._loop.after(tick_s, self._tick, tick_s)
 

@@ -28,7 +28,8 @@ ROLES = ("prefill", "decode", "mixed")
 
 @dataclass(frozen=True, slots=True)
 class FleetNode:
-    """One node. `num_gpus` and `cost_per_hour` are for the account only."""
+    """One node. `beside`: how long steps take that begin while another node runs one, where nodes share a machine's
+    memory and caches; None: as long as alone. `num_gpus` and `cost_per_hour` are for the account only."""
 
     name: str
     role: str
@@ -38,6 +39,7 @@ class FleetNode:
     max_decode_rows: int
     num_gpus: int = 1
     cost_per_hour: float = 0.0
+    beside: StepTruth | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class FleetPlanner:
 @dataclass(frozen=True, slots=True)
 class FleetSupply:
     """Carries out capacity targets. The nodes named in `absent` are not there at the start and may be started; a node
-    is ready `start_s` after that is asked. One that should go is drained, then stopped."""
+    is ready `start_s` after that is asked, unless fewer are wanted before. One that should go is drained, then
+    stopped."""
 
     absent: tuple[str, ...]
     start_s: float = 30.0
@@ -96,10 +99,11 @@ class FleetSupply:
 class NodeUse:
     """What one node did, over all its lives. Busy seconds by kind of step: with prompts in it, or with rows only.
 
-    The average fleet is the sum of `alive_s` over a run's duration."""
+    The average fleet is the sum of `alive_s` and `starting_s` over a run's duration: who starts occupies a place."""
 
     name: str
     alive_s: float
+    starting_s: float
     prefill_busy_s: float
     decode_busy_s: float
     num_steps: int
@@ -116,7 +120,8 @@ class FleetRun:
 
     `num_reversals` counts mix changes that took a node's role back to what it was before its last change. `num_lost`
     are requests that never ended. `peak_handoffs`: the most attempts that were lent by one node to another at a time;
-    `peak_flows`: the most copies under way. `errors`: how many requests ended with which code.
+    `peak_flows`: the most copies under way. `errors`: how many requests ended with which code. `sizes`: how many nodes
+    lived, from when on.
     """
 
     records: tuple[ServedRequest, ...]
@@ -130,6 +135,7 @@ class FleetRun:
     peak_flows: int
     errors: tuple[tuple[str, int], ...]
     decisions: tuple[Decision, ...]
+    sizes: tuple[tuple[float, int], ...]
 
 
 def run_fleet(
@@ -150,7 +156,7 @@ def run_fleet(
     A `controller` is the scheduler's from then on: one for each run.
     """
     _check(fleet, faults, overrides, supply)
-    truths = {id(node.truth): node.truth for node in fleet.nodes}.values()
+    truths = {id(each): each for node in fleet.nodes for each in (node.truth, node.beside) if each}.values()
     before = sum(truth.num_extrapolated for truth in truths)
     scheduler = Scheduler(fleet.scheduler, policy_of(fleet.policy, fleet.scheduler), controller)
     circumstances = Circumstances(tuple(faults), tuple(overrides), planner, supply)
@@ -171,6 +177,7 @@ def run_fleet(
         world.links.peak_flows,
         tuple(sorted(Counter(client.code for client in clients if client.code).items())),
         tuple(event.decision for event in world.for_operator if isinstance(event, Decided)),
+        tuple(world.sizes),
     )
 
 
@@ -191,6 +198,7 @@ def _use_of(node: FleetNode, world: FleetWorld) -> NodeUse:
     return NodeUse(
         node.name,
         sum((now if host.use.ended_at is None else host.use.ended_at) - host.use.began_at for host in hosts),
+        world.starting_s.get(node.name, 0.0),
         sum(host.use.prefill_busy_s for host in hosts),
         sum(host.use.decode_busy_s for host in hosts),
         sum(host.use.num_steps for host in hosts),

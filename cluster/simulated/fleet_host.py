@@ -28,13 +28,15 @@ from core.step import StepPlan
 
 @dataclass(slots=True)
 class FleetPlace:
-    """What all hosts share: time, links, how long answers really are, who lives, and what is handed over right now."""
+    """What all hosts share: time, links, how long answers really are, who lives, who runs a step, and what is handed
+    over right now."""
 
     loop: Loop
     links: SharedLinks
     output_tokens: Mapping[RequestId, int]
     send: Callable[[Address, Address, object], None]
     alive: set[NodeId] = field(default_factory=set)
+    running: set[NodeId] = field(default_factory=set)
     handoffs: set[AttemptId] = field(default_factory=set)
     peak_handoffs: int = 0
 
@@ -83,10 +85,13 @@ class FleetHost:
     A step that is run many times is one call; it ends with the run that is under way when anything else happens here.
     """
 
-    def __init__(self, node: NodeId, config: NodeConfig, truth: StepTruth, place: FleetPlace) -> None:
+    def __init__(
+        self, node: NodeId, config: NodeConfig, place: FleetPlace, truth: StepTruth, beside: StepTruth | None = None
+    ) -> None:
         self.node = node
         self.machine = Node(node, config)
-        self.truth = truth
+        self._truth = truth
+        self._beside = beside
         self.use = HostUse(place.loop.now)
         self.is_dead = False
         self._block_bytes = config.kv.bytes_per_block
@@ -121,6 +126,7 @@ class FleetHost:
         self.is_dead = True
         self.use.ended_at = self._loop.now
         self._running = None
+        self._place.running.discard(self.node)
         self._place.alive.discard(self.node)
         self._place.links.cut(self.node)
 
@@ -177,7 +183,11 @@ class FleetHost:
 
     def _begin(self, plan: StepPlan, max_runs: int) -> None:
         assert self._running is None, f"{self.node} runs a step already"
-        executor, truth = self._executor, self.truth
+        executor, truth = self._executor, self._truth
+        if self._beside is not None:
+            max_runs = 1  # by the next step the others may have begun or ended theirs
+            truth = self._beside if self._place.running else truth
+        self._place.running.add(self.node)
         ahead = executor.begin(plan)
         first_s = truth.step_s(ahead.chunks, ahead.num_rows, ahead.row_context)
         self._running = running = Running(plan, ahead, self._loop.now, first_s)
@@ -199,6 +209,7 @@ class FleetHost:
         if self._running is not running or running.num_runs != num_runs:
             return
         self._running = None
+        self._place.running.discard(self.node)
         duration_s = running.seconds(num_runs)
         result = self._executor.finish(running.plan, duration_s, num_runs)
         self._account(running.ahead, duration_s, num_runs)

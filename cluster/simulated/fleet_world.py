@@ -77,7 +77,8 @@ class Circumstances:
 class FleetWorld:
     """Everything of one run.
 
-    Owns: the loop and every machine's shell. `hosts` keeps those that died, for their account.
+    Owns: the loop and every machine's shell. `hosts` keeps those that died, for their account; `starting_s` how long
+    nodes were being started, by name; `sizes` how many lived from when on.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class FleetWorld:
         self.mix_changes: list[MixChange] = []
         self.for_operator: list[Event] = []
         self._circumstances = circumstances
-        self._starting: set[str] = set()
+        self.starting_s: dict[str, float] = {}
+        self.sizes: list[tuple[float, int]] = []
+        self._starting: dict[str, float] = {}
         self._stopping: set[str] = set()
         self._alive: dict[str, NodeId] = {}
         self._num_lives: dict[str, int] = {}
@@ -148,7 +151,6 @@ class FleetWorld:
 
     def join(self, name: str) -> None:
         """A new incarnation of a node; nothing where it lives."""
-        self._starting.discard(name)
         if name in self._alive:
             return
         plan, number = self._plans[name], self._num_lives.get(name, 0)
@@ -167,8 +169,9 @@ class FleetWorld:
             timers=self.timers,
             max_runs=MAX_RUNS if fleet.may_repeat else 1,
         )
-        self.hosts[node] = FleetHost(node, config, plan.truth, self.place)
+        self.hosts[node] = FleetHost(node, config, self.place, plan.truth, plan.beside)
         spec = NodeSpec(layout, fleet.kv, plan.num_blocks, fleet.max_model_len, mix, plan.truth.belief())
+        self.sizes.append((self.loop.now, len(self._alive)))
         self._schedule(NodeJoined(node, spec))
 
     def lose(self, name: str, heard_after_s: float) -> None:
@@ -177,6 +180,7 @@ class FleetWorld:
         if node is None:
             return
         self.hosts[node].end()
+        self.sizes.append((self.loop.now, len(self._alive)))
         self.loop.after(heard_after_s, self._schedule, NodeLost(node, "its process ended"))
         for survivor in self._alive.values():
             self.loop.after(heard_after_s, self.hosts[survivor].take, PeerLost(node))
@@ -209,16 +213,27 @@ class FleetWorld:
             self.lose(node_name(event.node), 0.0)
 
     def _carry_out(self, target: CapacityTarget, supply: "FleetSupply") -> None:
-        """Start what is missing, in the order of the fleet; drain what should go."""
+        """Start what is missing, in the order of the fleet; do not start what is too much; drain what should go."""
         for node in target.remove:
             if self._alive.get(node_name(node)) == node and node_name(node) not in self._stopping:
                 self._stopping.add(node_name(node))
                 self._schedule(DrainAsked(node))
-        num_there = len(self._alive.keys() - self._stopping) + len(self._starting)
+        missing = target.num_nodes - len(self._alive.keys() - self._stopping) - len(self._starting)
         down = [name for name in self._plans if name not in self._alive and name not in self._starting]
-        for name in down[: max(0, target.num_nodes - num_there)]:
-            self._starting.add(name)
-            self.loop.after(supply.start_s, self.join, name)
+        for name in down[: max(0, missing)]:
+            self._starting[name] = self.loop.now
+            self.loop.after(supply.start_s, self._end_start, name, self.loop.now)
+        for name in list(self._starting)[::-1][: max(0, -missing)]:
+            self._end_start(name, self._starting[name], is_wanted=False)
+
+    def _end_start(self, name: str, asked_at: float, is_wanted: bool = True) -> None:
+        """A node that was asked for is ready, or is not wanted any more; nothing where that was said before."""
+        if self._starting.get(name) != asked_at:
+            return
+        del self._starting[name]
+        self.starting_s[name] = self.starting_s.get(name, 0.0) + self.loop.now - asked_at
+        if is_wanted:
+            self.join(name)
 
     def _ask_planner(self, asked: WhatIfAsked) -> None:
         planner = self._circumstances.planner

@@ -24,6 +24,7 @@ from core.events import (
 )
 from core.ids import AttemptId, NodeId, RequestId, request_of
 from core.lifecycle import DECODE, PREFILL, REQUEST, DecodeState, PrefillState, RequestState, State, Table, moves
+from core.membership import GatewayLost
 from scheduler.scheduler import Scheduler
 
 LETS_GO = frozenset(
@@ -175,6 +176,9 @@ class RequestLives:
             case NodeLost(node):
                 view = self.scheduler.view.nodes.get(node)
                 return {request_of(attempt): None for attempt in view.bookings} if view else ()
+            case GatewayLost(gateway):
+                self.cancelled.update(concerned := self.scheduler.requests_of(gateway))
+                return concerned
             case _:
                 if (attempt := getattr(event, "attempt", None)) is not None:
                     return (request_of(attempt),)

@@ -32,13 +32,15 @@ class Fault(StrEnum):
     ROW_FAILED = "row_failed"
     MIX = "mix"
     DRAIN = "drain"
+    GATEWAY = "gateway"
 
 
-HARMFUL = frozenset(Fault) - {Fault.DELAY, Fault.REORDER, Fault.MIX, Fault.STOP, Fault.DRAIN}
-"""Where none of these is on, each request that fits must be answered whole."""
+HARMFUL = frozenset(Fault) - {Fault.DELAY, Fault.REORDER, Fault.MIX, Fault.STOP, Fault.DRAIN, Fault.GATEWAY}
+"""Where none of these is on, each request that fits must be answered whole. A gateway takes only its own with it."""
 
-DRAWN: tuple[Fault, ...] = tuple(fault for fault in Fault if fault is not Fault.DRAIN)
-"""What a seed's own dice decide. Whether rows move is drawn beside them, so that others give the runs they gave."""
+DRAWN: tuple[Fault, ...] = tuple(fault for fault in Fault if fault not in (Fault.DRAIN, Fault.GATEWAY))
+"""What a seed's own dice decide. Whether rows move and whether a gateway goes is drawn beside them, so that others give
+the runs they gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ class Scenario:
 
     `overcommit`: the scheduler books for short answers only, so that pools run full and rows are preempted.
     `by_hand`: somebody breaks things from outside. `rebalance_gap`: see `SchedulerConfig`. `policy` routes, by name;
-    `predicts`: who is predicted to miss its SLO is refused, and credits go by learned lengths.
+    `predicts`: who is predicted to miss its SLO is refused, and credits go by learned lengths. `gateway_dies_at`: the
+    first gateway's end, where GATEWAY is among the faults.
     """
 
     seed: int
@@ -93,12 +96,13 @@ class Scenario:
     rebalance_gap: float | None = None
     policy: str = "least_loaded"
     predicts: bool = False
+    gateway_dies_at: float = 0.0
 
     @property
     def may_fail(self) -> bool:
         """Whether a handoff or a step may come to nothing. A row that migrates need not be claimed in time."""
         moves = self.rebalance_gap is not None or Fault.DRAIN in self.faults
-        return self.by_hand or moves or bool(self.faults & (HARMFUL | {Fault.DELAY, Fault.REORDER}))
+        return self.by_hand or moves or bool(self.faults & (HARMFUL | {Fault.DELAY, Fault.REORDER, Fault.GATEWAY}))
 
     @property
     def kv(self) -> KVLayout:
@@ -147,7 +151,7 @@ def make_request(
 def draw(seed: int) -> Scenario:
     """The scenario of a seed: 1 to 8 nodes of any role, pools of 4 to 64 blocks, 20 to 60 requests.
 
-    One in five is tight: small pools, long answers, and host memory near.
+    One in five is tight: small pools, long answers, and host memory near. Every tenth that has two gateways loses one.
     """
     chance, moving, routing = Random(seed), Random(f"rows that move in {seed}"), Random(f"routing of {seed}")
     faults = frozenset(fault for fault in DRAWN if chance.random() < 0.5) if chance.random() < 0.9 else frozenset()
@@ -155,6 +159,8 @@ def draw(seed: int) -> Scenario:
         faults |= {Fault.DRAIN}
     block_size = chance.randint(2, 4)
     gateways = tuple(GatewayId(f"gateway-{i}") for i in range(chance.randint(1, 2)))
+    if len(gateways) > 1 and seed % 10 == 9:
+        faults |= {Fault.GATEWAY}
     is_tight = chance.random() < 0.2
     nodes = _draw_nodes(chance, is_tight)
     lengths = (6, 10, 14) if is_tight else (1, 2, 4, 6, 10, 14)
@@ -177,6 +183,7 @@ def draw(seed: int) -> Scenario:
         rebalance_gap=moving.choice((None, None, None, 0.05, 0.2)),
         policy="goodput" if is_goodput else "least_loaded",
         predicts=is_goodput and bool(faults & HARMFUL),
+        gateway_dies_at=Random(f"gateways that leave in {seed}").uniform(0.0, 0.6),
     )
 
 

@@ -26,6 +26,7 @@ from core.events import (
     Tick,
 )
 from core.ids import OPERATOR, SCHEDULER, Address, AttemptId, GatewayId, NodeId, RequestId
+from core.membership import GatewayLost
 from core.mix import NodeSpec, mix_of
 from scheduler.config import SchedulerConfig
 from scheduler.policies.build import policy_of
@@ -65,6 +66,9 @@ class World:
         for arrival in scenario.arrivals:
             self.loop.at(0.02 + arrival.at, self._arrive, arrival)
         self.loop.after(scenario.timers.tick_s, self._tick)
+        if Fault.GATEWAY in scenario.faults:
+            self._num_to_come += 1
+            self.loop.at(0.02 + scenario.gateway_dies_at, self.end_gateway, scenario.gateways[0])
         self.watch.after = Faults(scenario, self).after_event
 
     # ── a run: faults on, then off until all is quiet ────────────────────────────────────────────────────────────────
@@ -147,6 +151,14 @@ class World:
         joins_in_s = max(dies_in_s, known_in_s) + chance.choice((0.1, 2.0)) * dead_s * chance.random()
         self.loop.after(joins_in_s, self._join_again, host)
 
+    def end_gateway(self, gateway: GatewayId) -> None:
+        """A gateway's process ends, and its clients' answers with it; the scheduler hears of it a while later."""
+        self.watch.happened(Fault.GATEWAY)
+        self.doors.pop(gateway).is_dead = True
+        self.place.links.end(gateway)
+        known_in_s = self.scenario.timers.dead_s * self.loop.chance.random()
+        self.loop.after(known_in_s, self._lose_gateway, gateway)
+
     def sever(self, one: Host, other: Host) -> None:
         """Cut the link between two nodes; both are told, each in its own time, and talk again from there."""
         pair = frozenset((one.node, other.node))
@@ -209,9 +221,15 @@ class World:
         self._schedule(Tick())
         self.loop.after(self.scenario.timers.tick_s, self._tick)
 
-    def _arrive(self, arrival: Arrival) -> None:
+    def _lose_gateway(self, gateway: GatewayId) -> None:
         self._num_to_come -= 1
-        self.doors[arrival.gateway].arrive(arrival)
+        self.tell(SCHEDULER, GatewayLost(gateway, "its process ended"))
+
+    def _arrive(self, arrival: Arrival) -> None:
+        """At its gateway; whoever finds nobody there goes to another one."""
+        self._num_to_come -= 1
+        door = self.doors.get(arrival.gateway) or next(iter(self.doors.values()))
+        door.arrive(arrival)
 
     def _join(self, plan: NodePlan, incarnation: int) -> None:
         scenario, node = self.scenario, NodeId(f"{plan.name}@{incarnation}")

@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
+from cluster.cost_sources import NodeKind
 from cluster.plotting import pyplot
 from cluster.report_file import Figure, Sample, write_report
+from cluster.simulated.truth import StraightTruth
 from cluster.tune_plan import Candidate
 from cluster.workload.items import Workload
 from cluster.workload.spec import workload_of
@@ -28,7 +30,7 @@ from experiments.arms import (
 TTFTS = (1.5, 2.0, 3.0, 6.0, 12.0)
 TPOTS = (0.010, 0.015, 0.020, 0.030, 0.050)
 NUM_NODES = 4
-CHUNKS = (256, 512, 1024, 2048)
+CHUNKS = (128, 256, 512, 1024, 2048)
 PREFILL_CHUNKS = (8192,)
 WORKLOAD = "lengths,in=lognormal:16000:0.6:64000,out=lognormal:400:0.6:2000,rate=4"
 START_RPS = 3.5
@@ -61,9 +63,18 @@ class Cell:
         return self.adaptive_rps / self.rate_rps
 
 
-def cell_of(runs: Runs, before: Cell | None) -> Cell | None:
+def kind_of(*, is_serial: bool) -> NodeKind:
+    """The nodes. `is_serial`: the parts of a step come one after the other, as an engine has it that computes prompts
+    and rows by kernels of their own; else they hide behind each other as on a roofline."""
+    kind = roofline("H200", "llama-3-8b")
+    if not is_serial:
+        return kind
+    return replace(kind, truth=StraightTruth(replace(kind.truth.belief(), overlap=0.0)))
+
+
+def cell_of(kind: NodeKind, runs: Runs, before: Cell | None) -> Cell | None:
     """Tune both fixed arms, then all three at the same rate; None where neither fixed arm holds any rate."""
-    recipe = recipe_for(roofline("H200", "llama-3-8b"), runs.workloads[0])
+    recipe = recipe_for(kind, runs.workloads[0])
     together = _tuned(runs, aggregated(recipe, NUM_NODES, CHUNKS), before.together if before else None)
     apart = _tuned(runs, disaggregated(recipe, NUM_NODES, PREFILL_CHUNKS), before.apart if before else None)
     rate = max(together.rate_rps, apart.rate_rps)
@@ -99,6 +110,7 @@ def ordered_slos() -> list[tuple[float, float]]:
 
 
 def grid_of(
+    kind: NodeKind,
     workloads: Sequence[Workload],
     slos: Sequence[tuple[float, float]],
     on_cell: Callable[[list[Cell]], None],
@@ -109,7 +121,7 @@ def grid_of(
     """
     cells, before = list[Cell](), None
     for ttft_s, tpot_s in slos:
-        cell = cell_of(Runs(workloads, SLO(ttft_s, tpot_s), warm_up_s=WARM_UP_S), before)
+        cell = cell_of(kind, Runs(workloads, SLO(ttft_s, tpot_s), warm_up_s=WARM_UP_S), before)
         if cell is None:
             say(f"TTFT {ttft_s:g} s, TPOT {1000 * tpot_s:g} ms: neither fixed arm holds any rate")
             continue
@@ -190,7 +202,7 @@ def main() -> None:
     number = args.requests or (150 if args.quick else 200)
     workloads = [workload_of([f"{WORKLOAD},requests={number}"], seed).workload for seed in range(args.seeds)]
     slos = list(product(TTFTS[1::2], TPOTS[1::2])) if args.quick else ordered_slos()
-    grid_of(workloads, slos, lambda cells: _write(args, cells))
+    grid_of(kind_of(is_serial=args.serial), workloads, slos, lambda cells: _write(args, cells))
 
 
 def _write(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
@@ -206,6 +218,7 @@ def _write(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--serial", action="store_true", help="nodes on which the parts of a step add up")
     parser.add_argument("--requests", type=int, default=None, metavar="N", help="of each run (default: 200)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="workloads to take the mean over")
 

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.bench.shapes import write_config
 from cluster.cli import main
+from cluster.costs import read_table
+from cluster.live.config import NodeSettings
 from cluster.service import EMBEDDED_MODEL
 from engine.cost_table import CostTable
+from engine.model_info import LoadFormat, model_digest
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +99,14 @@ def test_profile_writes_a_table_that_serve_would_take(tmp_path: Path) -> None:
     assert table.facts.model == EMBEDDED_MODEL.name
     assert table.step_s(64, 0, 0, 0) > 0
     assert table.recompute().copy_s_per_block > 0
+
+
+def test_a_table_of_random_weights_fits_a_cluster_that_is_served_with_them(tmp_path: Path) -> None:
+    write_config("llama-tiny", "float32", tmp_path)
+    path = tmp_path / "costs.json"
+    assert main(["profile", str(tmp_path), "-o", str(path), "--quick", "--load-format", "dummy"]) == 0
+    node = NodeSettings(tmp_path, load_format="dummy")
+    assert read_table(path, node, model_digest(tmp_path, LoadFormat.DUMMY)).step_s(0, 0, 4, 128) > 0
 
 
 def test_bench_soak_ends_with_every_block_back(tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ def test_simulate_reads_fits_with_unequal_sizes(trace: str, tmp_path: Path, caps
         (["--mfu", "0"], ("MFU",)),
         (["--cost-table", "nowhere.json"], ("nowhere.json",)),
         (["--cost-table", "nowhere.json", "--gpu", "H100"], ("contradict",)),
+        (["--beside-table", "nowhere.json"], ("--beside-table nowhere.json", "belongs to a --cost-table")),
+        (["--step-overhead", "-1"], ("--step-overhead",)),
+        (["--row-overhead", "nan"], ("--row-overhead",)),
+        (["--message-latency", "-0.1"], ("--message-latency",)),
         (["--block-size", "0"], ("--block-size",)),
         (["--workload", "sharegpt,rate=-1"], ("rate",)),
         (["--json", "/nowhere/report.json", "--plot", "/nowhere/plot.png"], ("--json", "--plot")),
@@ -105,6 +109,16 @@ def test_simulate_reads_splitwise_rows_and_tables_of_penstock_profile(trace: str
         report = json.loads(path.read_text())
         assert words in report["samples"][0]["nodes"]
         assert report["figures"]["finished"] + report["figures"]["refused"] == 20
+
+
+def test_what_a_shell_adds_makes_simulated_steps_longer(trace: str, tmp_path: Path) -> None:
+    own, path, tpot_s = tmp_path / "own.json", tmp_path / "report.json", list[float]()
+    table().write(own)
+    for added in ([], ["--step-overhead", "0.01"], ["--beside-table", str(own), "--row-overhead", "0.02"]):
+        flags = ["--cost-table", str(own), "--layout", "aggregated", "--no-refusals", *added]
+        assert main(["simulate", "--trace", trace, *flags, "--json", str(path)]) == 0
+        tpot_s.append(json.loads(path.read_text())["figures"]["tpot_s_p50"])
+    assert tpot_s[1] >= tpot_s[0] + 0.01 and tpot_s[2] >= tpot_s[0] + 0.02
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "a,b\n1,2\n", '{"kind": "penstock cost table"}'])
