@@ -146,7 +146,7 @@ def read_record(path: Path) -> tuple[Setup, Iterator[Entry]]:
 
 
 def bare(event: Event) -> Event:
-    """An event without any token of a client."""
+    """An event without any token of a client, and without the format of an answer, which is a client's text as well."""
     match event:
         case RequestArrived(request=request):
             return replace(event, request=_bare(request))
@@ -158,7 +158,7 @@ def bare(event: Event) -> Event:
 
 
 def _bare(request: Request) -> Request:
-    return replace(request, token_ids=b"")
+    return replace(request, token_ids=b"", sampling=replace(request.sampling, format=None))
 
 
 def _packed(event: SchedulerEvent, now: float, commands: Sequence[Command]) -> bytes:

@@ -3,8 +3,29 @@
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from core.ids import RequestId
+
+
+class FormatKind(StrEnum):
+    """In what an answer's format is written: a JSON schema, a regular expression, or a Lark grammar."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """What the whole text of an answer must be. That it compiles is the gateway's to check.
+
+    Where an answer stands in its format follows from the format and the answer's tokens alone, so nothing but this
+    travels with a request: whoever goes on with it replays the tokens.
+    """
+
+    kind: FormatKind
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +36,8 @@ class SamplingParams:
     answer only. `logit_bias` pairs token ids, each once, with what is added to their logits. Before `min_tokens` tokens
     no end token and no stop token can come. `logprobs` and `prompt_logprobs` are how many best alternatives are told
     beside each token; None: not told at all. `choice` numbers the samples of one prompt, each with its own randomness.
+    With a `format` only tokens that can still lead to it are drawn, and an end token only where it is complete; where
+    it is complete and nothing can follow, the end comes before `min_tokens`, too.
     """
 
     max_tokens: int
@@ -33,6 +56,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     choice: int = 0
+    format: AnswerFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

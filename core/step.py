@@ -68,7 +68,7 @@ class StepPlan:
 class TokenLogprobs:
     """One token's natural log probability, its rank (1 is best), and the best tokens with theirs, best first.
 
-    They are of the model's own distribution: before penalties, bias, temperature and filters.
+    They are of the model's own distribution: before penalties, bias, formats, temperature and filters.
     """
 
     logprob: float

@@ -16,7 +16,9 @@ from core.request import SamplingParams, pack_tokens
 from core.step import PromptLogprobs, RowJoin, StepPlan, StepResult, TokenLogprobs
 from engine.batch import Batch, DueRow, Layout, SampledRow, ScoredRow
 from engine.graphs import CudaRecorder, GraphedDecode
+from engine.guides import Guides, PendingToken
 from engine.logprobs import score
+from engine.masks import Masks
 from engine.memory import KVMemory
 from engine.model import Decoder
 from engine.ngram import verify
@@ -35,7 +37,7 @@ class Executor:
     Invariant: rows of a failed step are forgotten, so a plan made ahead of the failure cannot run on half a state.
     """
 
-    def __init__(self, model: Decoder, memory: KVMemory, max_graph_rows: int = 0) -> None:
+    def __init__(self, model: Decoder, memory: KVMemory, guides: Guides, max_graph_rows: int = 0) -> None:
         """`max_graph_rows`: decode steps of up to so many rows are replayed as CUDA graphs; 0 for none."""
         self._model = model
         self._memory = memory
@@ -43,6 +45,7 @@ class Executor:
         longest = num_blocks(config.max_model_len, layout.block_size) + 1
         self._rows = Rows(memory.shape.num_blocks, layout.block_size, config.vocab_size, memory.device, longest)
         self._saved = SavedRows(memory)
+        self._guides = guides
         self._failed: set[AttemptId] = set()
         self._layout = Layout(self._rows, layout.block_size, memory.device)
         self._eos = tuple(sorted(config.eos_token_ids))
@@ -101,9 +104,11 @@ class Executor:
             self.run(StepPlan(0, (attempt,), (1,)))
         self.run(StepPlan(0, (), (), left=(attempt,)))
         self._memory.start_blocks((0,), (0,))
+        self._guides.warm_up()
 
     def close(self) -> None:
         """Let go of the slab. Nothing can be run afterwards; twice is fine."""
+        self._guides.close()
         self._memory.close()
 
     # ── launching ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -147,7 +152,7 @@ class Executor:
 
     def _join(self, join: RowJoin) -> None:
         size, memory = self._memory.shape.layout.block_size, self._memory
-        self._rows.join(join)
+        self._rows.join(join).guide = self._guides.open(join.attempt, join.sampling)
         filled, begun = divmod(join.num_computed, size)
         if join.copied_from is None:
             memory.start_blocks(join.block_ids, join.generations, num_filled=filled + (begun > 0))
@@ -164,10 +169,12 @@ class Executor:
             ready = _mark(self._memory.device)  # blocks may have been cleared, and may soon be fetched into
             return Launched(self, plan, started_s, num_drafts, (), nothing, nothing, (), ready)
         batch = self._layout.batch(due)
+        masks = self._guides.begin([(each.row, each.drafts) for each in batch.sampled])
         logits = self._forward(batch)
-        drawn = self._sample(batch, logits)
+        drawn = self._sample(batch, logits, None if masks is None else masks.result())
         tokens, ready = to_host(drawn)
         self._note(batch, due, drawn)
+        _note_pending(batch, tokens, ready)
         kept = logits if _is_asked(batch) else logits[:0]
         num_drafts = _num_drafts(plan, due) if plan.max_drafts else ()
         return Launched(self, plan, started_s, num_drafts, batch.sampled, tokens, kept, batch.scored, ready)
@@ -190,9 +197,9 @@ class Executor:
         """Guesses at what follows; none where the host does not know the row's end, or where penalties depend on it."""
         if not limit or row.num_pending or row.history is not None or row.num_computed + num_tokens < row.num_known:
             return ()
-        return tuple(self._rows.lookup_of(row).propose(limit))
+        return self._guides.fitting(row, tuple(self._rows.lookup_of(row).propose(limit)))
 
-    def _sample(self, batch: Batch, logits: Tensor) -> Tensor:
+    def _sample(self, batch: Batch, logits: Tensor, masks: Masks | None) -> Tensor:
         """The token after each sampling line, -1 where its logits are not finite. Shapes: [lines that sample]."""
         places = [(each, number) for each in batch.sampled for number in range(1 + len(each.drafts))]
         lines = [
@@ -205,7 +212,7 @@ class Executor:
             logits = logits[
                 torch.tensor([each.first + number for each, number in places]).to(logits.device, non_blocking=True)
             ]
-        drawn = sample(logits, lines, self._eos)
+        drawn = sample(logits, lines, self._eos, masks)
         return torch.where(drawn.is_finite, drawn.token_ids, -1)
 
     def _note(self, batch: Batch, due: Sequence[DueRow], drawn: Tensor) -> None:
@@ -338,6 +345,13 @@ def _first_lines(sampled: Sequence[SampledRow]) -> list[int]:
     """The place of each row's first token among all that were drawn."""
     ends = accumulate(1 + len(each.drafts) for each in sampled)
     return [end - 1 - len(each.drafts) for each, end in zip(sampled, ends, strict=True)]
+
+
+def _note_pending(batch: Batch, tokens: Tensor, ready: torch.cuda.Event | None) -> None:
+    """Tell guides where the host will find what their rows have sampled."""
+    for each, place in zip(batch.sampled, _first_lines(batch.sampled), strict=True):
+        if each.row.guide is not None:
+            each.row.guide.pending.append(PendingToken(tokens, place, ready))
 
 
 def _is_asked(batch: Batch) -> bool:

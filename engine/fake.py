@@ -8,6 +8,8 @@ slot's value is mixed from its predecessor as memory gives it back, and a token 
 under a running step are seen at once, by their generation.
 
 What it cannot catch: wrong arithmetic, rounding that depends on the batch, a wrong layout inside a block, real time.
+It takes no notice of formats: where an answer stands in one follows from tokens that the machines handle anyway, and
+its own have no text. `tests/engine/test_structured.py` has the same moves with real executors.
 """
 
 from collections.abc import Collection, Sequence

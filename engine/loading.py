@@ -9,6 +9,8 @@ import torch
 from core.errors import ConfigError
 from core.kv import SlabShape
 from engine.executor import Executor
+from engine.formats import FormatCompiler
+from engine.guides import Guides
 from engine.hf_config import ModelConfig, read_model_config
 from engine.memory import TORCH_DTYPES, KVMemory, SlabBuffer
 from engine.model import Decoder
@@ -58,7 +60,9 @@ def load_executor(
     ops = ops_for(memory, config.num_threads)
     # Torch's attention and a mixture of experts plan on the host, step by step: they cannot be recorded.
     records = device.type == "cuda" and model.moe is None and not isinstance(ops, TorchOps)
-    return Executor(Decoder(model, weights, memory, ops), memory, config.max_graph_rows if records else 0)
+    compiler = FormatCompiler(config.model, model.vocab_size, model.eos_token_ids)
+    guides = Guides(compiler, model.vocab_size, model.eos_token_ids)
+    return Executor(Decoder(model, weights, memory, ops), memory, guides, config.max_graph_rows if records else 0)
 
 
 def _device(config: ExecutorConfig, shape: SlabShape) -> torch.device:

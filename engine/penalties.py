@@ -78,13 +78,14 @@ def _shift(
     histories: Sequence[History | None],
     eos_token_ids: Sequence[int],
 ) -> None:
-    """Add biases, and minus infinity to every token that would end an answer too early."""
+    """Add biases, and minus infinity to every token that would end an answer too early; where it has a format, its mask
+    does that."""
     vocab = logits.shape[1]
     places: list[int] = []
     shifts: list[float] = []
     for row, (each, history) in enumerate(zip(params, histories, strict=True)):
         pairs = list(each.logit_bias)
-        if history is not None and history.num_answer_tokens < each.min_tokens:
+        if history is not None and each.format is None and history.num_answer_tokens < each.min_tokens:
             pairs += [(token, -torch.inf) for token in {*eos_token_ids, *each.stop_token_ids}]
         inside = [pair for pair in pairs if pair[0] < vocab]
         places += [row * vocab + token for token, _ in inside]

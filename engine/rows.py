@@ -13,6 +13,7 @@ from core.errors import StepFailed
 from core.ids import AttemptId
 from core.request import SamplingParams
 from core.step import RowGrowth, RowJoin
+from engine.guides import Guide
 from engine.ngram import Lookup
 from engine.penalties import History, needs_history
 
@@ -26,7 +27,8 @@ class Row:
 
     `token_ids` are the known tokens as far as the host has them; `num_pending` more were sampled by a step that has not
     been collected. `slot` is its line in the device's tables, `num_blocks` how much of that line counts. `history` is
-    its tokens on the device where its sampling parameters ask for them; `lookup` is made with its first draft.
+    its tokens on the device where its sampling parameters ask for them; `lookup` is made with its first draft;
+    `guide` is there where its answer has a format.
     """
 
     attempt: AttemptId
@@ -39,6 +41,7 @@ class Row:
     num_pending: int = 0
     history: Tensor | None = None
     lookup: Lookup | None = None
+    guide: Guide | None = None
 
     @property
     def num_known(self) -> int:
@@ -147,14 +150,14 @@ class Rows:
     def take_token(self, row: Row, token: int) -> None:
         """The host learns of a token that the device knows already."""
         row.token_ids.append(token)
-        row.num_pending -= 1
+        self._collected(row)
         if row.lookup is not None:
             row.lookup.append(token)
 
     def take_drafted(self, row: Row, tokens: Sequence[int]) -> None:
         """What a step with drafts came to: all but the last of `tokens` have KV. The device learns of it here."""
         row.token_ids.extend(tokens)
-        row.num_pending -= 1
+        self._collected(row)
         row.num_computed += len(tokens) - 1
         if row.lookup is not None:
             for token in tokens:
@@ -171,6 +174,11 @@ class Rows:
         return row.lookup
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _collected(self, row: Row) -> None:
+        row.num_pending -= 1
+        if row.guide is not None:
+            row.guide.collected()
 
     def _seat(self, row: Row, block_ids: Sequence[int]) -> None:
         row.slot = self._take_slot()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from core.request import SamplingParams
 from engine.draws import draw, draw_together
+from engine.masks import Masks, restrict
 from engine.penalties import History, adjust, adjusts
 from engine.philox import keyed_uniforms
 
@@ -41,21 +42,26 @@ class Sampled:
     is_finite: Tensor
 
 
-def sample(logits: Tensor, lines: Sequence[SampleLine], eos_token_ids: Sequence[int] = ()) -> Sampled:
+def sample(
+    logits: Tensor, lines: Sequence[SampleLine], eos_token_ids: Sequence[int] = (), masks: Masks | None = None
+) -> Sampled:
     """Choose one token a line; the logits stay as they are. Never waits for the device.
 
     Before `min_tokens` no end token can come, even where `ignore_eos` says that it would not end the answer.
+    `masks` come after biases and penalties, before temperature and filters.
     Shapes: [lines, vocab] and [lines].
     """
     wide = logits if logits.dtype is torch.float64 else logits.float()
     drawn = [row for row, line in enumerate(lines) if line.params.temperature > 0]
     uniforms = _uniforms([lines[row] for row in drawn])
-    changed = [row for row, line in enumerate(lines) if adjusts(line.params)]
+    masked = frozenset(masks.lines) if masks is not None else frozenset[int]()
+    changed = [row for row, line in enumerate(lines) if row in masked or adjusts(line.params)]
     if logits.device.type == "cpu":
-        return _choose_by_row(wide, lines, changed, dict(zip(drawn, uniforms.tolist(), strict=True)), eos_token_ids)
+        own = _adjusted(wide, lines, changed, eos_token_ids, masks) if changed else None
+        return _choose_by_row(wide, lines, changed, own, dict(zip(drawn, uniforms.tolist(), strict=True)))
     if changed:
         picked = _indices(changed, wide)
-        wide = wide.index_copy(0, picked, _adjusted(wide, lines, changed, eos_token_ids))
+        wide = wide.index_copy(0, picked, _adjusted(wide, lines, changed, eos_token_ids, masks))
     return _choose_together(wide, [lines[row].params for row in drawn], drawn, uniforms)
 
 
@@ -71,16 +77,16 @@ def _choose_by_row(
     logits: Tensor,
     lines: Sequence[SampleLine],
     changed: Sequence[int],
+    adjusted: Tensor | None,
     uniforms: dict[int, float],
-    eos_token_ids: Sequence[int],
 ) -> Sampled:
-    """On a CPU. Rows that nothing changes are read where they lie.
+    """On a CPU. Rows that nothing changes are read where they lie, those in `changed` from `adjusted`.
 
     Measured at 16 x 32,000 on one core: numpy's argmax takes 0.05 ms, torch's max 1.0 ms.
     """
     rows = list(logits.numpy())
-    if changed:
-        for row, own in zip(changed, _adjusted(logits, lines, changed, eos_token_ids).numpy(), strict=True):
+    if adjusted is not None:
+        for row, own in zip(changed, adjusted.numpy(), strict=True):
             rows[row] = own
     token_ids = [int(each.argmax()) for each in rows]
     best = np.array([each[token] for each, token in zip(rows, token_ids, strict=True)])
@@ -103,10 +109,17 @@ def _choose_together(
 
 
 def _adjusted(
-    logits: Tensor, lines: Sequence[SampleLine], changed: Sequence[int], eos_token_ids: Sequence[int]
+    logits: Tensor,
+    lines: Sequence[SampleLine],
+    changed: Sequence[int],
+    eos_token_ids: Sequence[int],
+    masks: Masks | None,
 ) -> Tensor:
     own = logits.index_select(0, _indices(changed, logits))
     adjust(own, [lines[row].params for row in changed], [lines[row].history for row in changed], eos_token_ids)
+    if masks is not None:
+        place = {row: at for at, row in enumerate(changed)}
+        restrict(own, [place[line] for line in masks.lines], masks.bits)
     return own
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
@@ -51,15 +52,15 @@ class FormatProcess:
     def check(self, kind: FormatKind, text: str) -> Verdict:
         """Blocks until it is compiled, or is too much. Raises Unavailable where the process does not answer."""
         with self._lock:
-            process = self._running()
-            assert process.stdin is not None and process.stdout is not None
+            process = self._told([kind.value, text])
+            assert process.stdout is not None
             try:
-                _write(process.stdin, [kind.value, text])
                 if not select([process.stdout], [], [], ANSWER_TIMEOUT_S)[0]:
                     raise Unavailable(f"a format was not compiled within {ANSWER_TIMEOUT_S:g} s; this machine is busy")
                 return Verdict(*_read(process.stdout))
-            except (EOFError, BrokenPipeError):
+            except EOFError:
                 status = self._end(process)
+                _check_killed(status)
                 self._running()  # the next one need not wait for all of its start
                 return _verdict_of(status)
             except BaseException:
@@ -72,6 +73,17 @@ class FormatProcess:
             self._is_closed = True
             if self._process is not None:
                 self._end(self._process)
+
+    def _told(self, frame: list[str]) -> "subprocess.Popen[bytes]":
+        """A process that has been asked; one that had died before is no fault of the format."""
+        while True:
+            process = self._running()
+            assert process.stdin is not None
+            try:
+                _write(process.stdin, frame)
+                return process
+            except BrokenPipeError:
+                _check_killed(self._end(process))
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._is_closed:
@@ -88,13 +100,20 @@ class FormatProcess:
         self._process = None
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # of what was not written
+                    pipe.close()
         try:
             status = process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()
         return status
+
+
+def _check_killed(status: int) -> None:
+    """One that ended by itself could not start, and neither could the next."""
+    if status >= 0:
+        raise Unavailable("the process that compiles formats does not start; its output says why")
 
 
 def _verdict_of(status: int) -> Verdict:
@@ -142,6 +161,8 @@ def _answer(compiler: FormatCompiler, kind: FormatKind, text: str) -> list[str]:
         return [error.code, _explained(error, kind, text)[:MAX_PROBLEM_CHARS]]
     except MemoryError:
         return [FormatError.code, "takes too much memory to compile; make it smaller"]
+    except BaseException as error:  # a panic of the library is no Exception
+        return [FormatError.code, f"cannot be compiled ({type(error).__name__})"]
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
     return ["", wanted.text]

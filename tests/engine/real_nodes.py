@@ -1,7 +1,7 @@
 """Nodes with real executors in one process: machines decide, executors compute, KV is copied between slabs."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,12 +93,13 @@ class RealNodes:
                 if lender != reader:
                     self._transports[reader].bind(self._transports[lender].binding())
 
-    def submit(self, name: str, token_ids: list[int], sampling: SamplingParams) -> AttemptId:
+    def submit(self, name: str, token_ids: list[int], sampling: SamplingParams, log: Sequence[int] = ()) -> AttemptId:
+        """`log`: tokens of the answer that an attempt before it has told already; they count as answered here."""
         packed, attempt, size = pack_tokens(token_ids), AttemptId(f"{name}#0"), self._setting.block_size
         prompt = Prompt(len(token_ids), block_keys(packed, size), tail_key(packed, size))
         request = Request(RequestId(name), prompt, packed, sampling)
-        self.answers[attempt] = Answer()
-        submitted = Submitted(attempt, request, b"", GATEWAY, self.names[-1], 0.0)
+        self.answers[attempt] = Answer([*log], [None] * len(log))
+        submitted = Submitted(attempt, request, pack_tokens(log), GATEWAY, self.names[-1], 0.0)
         self._events.append((self.names[0], submitted))
         return attempt
 

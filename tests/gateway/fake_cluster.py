@@ -38,7 +38,7 @@ from core.mix import mix_of
 from core.request import Request, num_packed, unpack_tokens
 from core.stats import BlockCounts, NodeStats, Timing
 from core.step import TokenLogprobs
-from core.transfer import PeerLink, TransferReport
+from core.transfer import MovedKV, PeerLink, TransferReport
 from engine.embedded import prompts
 
 VOCAB_SIZE = 300
@@ -50,7 +50,9 @@ TIMING = Timing(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, num_cached_toke
 CHAT_TEMPLATE = "{% for m in messages %}<user>{{ m['content'] }}</user>{% endfor %}{{ eos_token }}"
 STATS = NodeStats(3, 1, 2, 0, 4, BlockCounts(36, 1, 2, 3, 4, 5, 6, 7, 8), 0, 99, 0.01, 0)
 
-TRANSFERS = TransferReport((PeerLink(NodeId("d@1"), "shm", "shm (as asked)"),), (("fallback", 2),))
+TRANSFERS = TransferReport(
+    (PeerLink(NodeId("d@1"), "shm", "shm (as asked)"),), (("fallback", 2),), (MovedKV("shm", 7, 1234),)
+)
 
 
 def tiny_tokenizer(vocab_size: int = VOCAB_SIZE) -> HFTokenizer:

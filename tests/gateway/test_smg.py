@@ -21,7 +21,7 @@ from cluster.gateway.grpc_server import Contract, GrpcServer  # noqa: E402
 from cluster.gateway.keys import Grant  # noqa: E402
 from cluster.gateway.smg import SMG_SERVICE_NAME, SmgModel, SmgService  # noqa: E402
 from core.goodput import Outcome  # noqa: E402
-from core.request import unpack_tokens  # noqa: E402
+from core.request import AnswerFormat, FormatKind, unpack_tokens  # noqa: E402
 from tests.gateway.calls import TEXT  # noqa: E402
 from tests.gateway.fake_cluster import Place, score, serve, until  # noqa: E402
 from tests.gateway.keyed import Keys  # noqa: E402

@@ -168,3 +168,29 @@ def test_a_format_that_cannot_be_kept_is_refused_by_its_field_and_place_before_a
     error = refused(pair, grammar="start: gate")
     assert (error.code, error.field) == ("invalid_grammar", "sampling.grammar")
     assert "gate" in str(error)
+
+
+def test_a_format_that_becomes_too_heavy_on_its_way_ends_its_own_answer_and_no_other(pair: Running) -> None:
+    async def ask_both() -> tuple[CallFailed, Seen]:
+        seen, heavy = Seen(), pb.SamplingParams(max_tokens=MAX_TOKENS, seed=1, regex="(.*a.{0,300}){50}")
+
+        async def fail() -> CallFailed:
+            asked = pb.GenerateRequest(text="Report gate 3.", chat=True, sampling=heavy)
+            try:
+                async for _ in client.generate(asked, GUARD_S):
+                    pass
+            except CallFailed as failed:
+                return failed
+            raise AssertionError("it was followed to its end")
+
+        async with AsyncClient(pair.address) as client:
+            failed, *_ = await asyncio.gather(fail(), *[ask(client, number, seen) for number in range(14)])
+        return failed, seen
+
+    before = {slot: node.node for slot, node in pair.nodes().items()}
+    failed, seen = asyncio.run(ask_both())
+    assert failed.code == "step_failed"
+    assert seen.wrong == []
+    assert seen.num_asked == 14
+    pair.until_idle(2)
+    assert {slot: node.node for slot, node in pair.nodes().items()} == before

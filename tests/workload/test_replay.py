@@ -16,7 +16,7 @@ from core.goodput import Outcome
 from core.ids import GatewayId, LayoutId, NodeId, RequestId
 from core.kv import KVLayout
 from core.mix import NodeSpec, mix_of
-from core.request import SLO, Prompt, Request, SamplingParams, pack_tokens
+from core.request import SLO, AnswerFormat, FormatKind, Prompt, Request, SamplingParams, pack_tokens
 from scheduler.config import SchedulerConfig
 from scheduler.controller import ControllerConfig
 
@@ -31,7 +31,8 @@ def node(name: str, role: str) -> NodeJoined:
 
 def arrival(name: str) -> RequestArrived:
     prompt = Prompt(3, (), b"tail")
-    request = Request(RequestId(name), prompt, pack_tokens([7, 8, 9]), SamplingParams(8), SLO(1.0, 0.1))
+    sampling = SamplingParams(8, format=AnswerFormat(FormatKind.REGEX, "secret"))
+    request = Request(RequestId(name), prompt, pack_tokens([7, 8, 9]), sampling, SLO(1.0, 0.1))
     return RequestArrived(request, GatewayId("gateway-1"))
 
 
@@ -66,6 +67,7 @@ def test_the_same_scheduler_says_the_same(setup: Setup, tmp_path: Path, capsys: 
 def test_a_record_holds_no_token_of_a_client(tmp_path: Path) -> None:
     path = recorded(tmp_path / "record")
     assert pack_tokens([7, 8, 9]) not in path.read_bytes()
+    assert b"secret" not in path.read_bytes()
     submitted = [
         told.event for entry in read_record(path)[1] for told in entry.told if isinstance(told.event, Submitted)
     ]
