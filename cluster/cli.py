@@ -22,12 +22,14 @@ from cluster.console import OUT, StartProgress, print_error
 from cluster.controller_flags import add_controller_flags
 from cluster.flags import DEFAULT_PORT, add_address_flags, add_cluster_flags
 from cluster.fleet_flags import add_simulate_flags, add_tune_flags
+from cluster.gateway_flags import add_gateway_flags, add_head_flags
 from cluster.http_flags import add_http_flags
 from cluster.keys_flags import add_keys_flags
 from cluster.kube_flags import add_kube_flags
 from cluster.observe_flags import add_observe_flags
 from cluster.profile_flags import add_profile_flags
 from cluster.sampling_flags import add_sampling_flags
+from cluster.text_flags import add_chat_flags, add_run_batch_flags
 from core.errors import PenstockError
 from core.timers import Timers
 
@@ -71,12 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve_flags(serve)
     add_config_flag(serve, (parser,))
     serve.set_defaults(run=_serve)
+    gateway = commands.add_parser("gateway", help="a further gateway of a cluster that another process serves")
+    add_gateway_flags(gateway)
+    gateway.set_defaults(run=_gateway)
     config = commands.add_parser("config", help="show, check and begin the configuration of `serve`")
     add_config_command(config, parser, _add_serve_flags)
 
     generate = commands.add_parser("generate", help="send one prompt to a running server, print the answer as it comes")
     _add_generate_flags(generate)
     generate.set_defaults(run=_generate)
+
+    add_chat_flags(commands.add_parser("chat", help="talk with a running server; from a pipe, one message"))
+    batch = commands.add_parser("run-batch", help="answer a file of requests, as one of OpenAI's batches")
+    add_run_batch_flags(batch)
 
     demo = commands.add_parser("demo", help="start a cluster, stream answers, check them, print a goodput table")
     add_cluster_flags(demo)
@@ -133,6 +142,7 @@ def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
     add_address_flags(parser)
     add_http_flags(parser)
     add_access_flags(parser)
+    add_head_flags(parser)
     add_controller_flags(parser)
     add_kube_flags(parser)
     add_observe_flags(parser)
@@ -197,6 +207,11 @@ async def _serve_until_signal(args: argparse.Namespace) -> int:
     if service.admin is not None:
         OUT.print(f"penstock: operators: penstock status --admin-address {service.admin.address}")
     OUT.print(f"penstock: access: {access_sentence(service.config)}")
+    if service.cluster.address:
+        joins = (
+            f"penstock gateway --join {service.cluster.address} --cluster-token-file {service.config.live.token_file}"
+        )
+        OUT.print(f"penstock: further gateways: {joins}")
     broken = asyncio.ensure_future(service.cluster.broken())
     await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
     if broken.done():
@@ -228,6 +243,12 @@ async def _stop_unless_asked_again(service: "Service", stop: asyncio.Event) -> N
         await asyncio.gather(gently, return_exceptions=True)
         await service.cluster.stop()
     again.cancel()
+
+
+def _gateway(args: argparse.Namespace) -> int:
+    from cluster.gateway_command import run_gateway
+
+    return asyncio.run(run_gateway(args))
 
 
 def _generate(args: argparse.Namespace) -> int:

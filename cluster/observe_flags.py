@@ -4,14 +4,18 @@ import argparse
 import math
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from cluster.metrics.config import ObservationConfig, RequestLogFormat
 from core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cluster.gateway_service import GatewayConfig
     from cluster.service import ServiceConfig
+
+C = TypeVar("C", "ServiceConfig", "GatewayConfig")
+"""What is served by: beside a head, or joined to one."""
 
 NO_PORT = -1
 TERA, GIGA = 1e12, 1e9
@@ -68,7 +72,7 @@ def add_observe_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def with_observe(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceConfig":
+def with_observe(config: C, args: argparse.Namespace) -> C:
     """A service with what is to be seen of it. Raises ConfigError with every problem."""
     problems = [*_number_problems(args), *_trace_problems(args.otlp_traces_endpoint)]
     if not NO_PORT <= args.metrics_port <= 65535:

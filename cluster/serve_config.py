@@ -2,37 +2,34 @@
 
 import argparse
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from cluster.access_flags import with_access
 from cluster.config_layers import Layered
 from cluster.controller_flags import controller_config
 from cluster.flags import service_config
+from cluster.gateway_flags import with_gateways
 from cluster.http_flags import with_http
 from cluster.kube_flags import with_kube
 from cluster.live.config import LiveConfig, NodeSettings, slots_of
 from cluster.observe_flags import with_observe
 from cluster.service import EMBEDDED_MODEL, EMBEDDED_NAME, ServiceConfig
-from core.errors import ConfigError
-
-T = TypeVar("T")
+from core.errors import ConfigError, collected
 
 
 def serve_config(args: argparse.Namespace) -> ServiceConfig:
     """The service that the arguments ask for. Raises ConfigError with every problem of every part."""
     problems: list[str] = []
-    config = _collected(problems, lambda: service_config(args))
-    controller = _collected(problems, lambda: controller_config(args))
-    bounds = _collected(problems, lambda: _record_bytes(args))
+    config = collected(problems, lambda: service_config(args))
+    controller = collected(problems, lambda: controller_config(args))
+    bounds = collected(problems, lambda: _record_bytes(args))
     config = config or _stand_in(args)
     record = None if args.record is None else Path(args.record).expanduser()
     config = replace(config, controller=controller, record=record, record_max_bytes=bounds or config.record_max_bytes)
-    for part in (with_access, with_http, with_observe, with_kube):
-        config = _collected(problems, partial(part, config, args)) or config
+    for part in (with_access, with_http, with_observe, with_kube, with_gateways):
+        config = collected(problems, partial(part, config, args)) or config
     problems += config.live.problems()
     if problems:
         raise ConfigError(problems)
@@ -61,12 +58,3 @@ def _record_bytes(args: argparse.Namespace) -> int:
     if not 0 < args.record_max_mb < math.inf:
         raise ConfigError([f"--record-max-mb must be above 0, not {args.record_max_mb:g}"])
     return int(args.record_max_mb * 1e6)
-
-
-def _collected(problems: list[str], part: Callable[[], T]) -> T | None:
-    """A part of the tree; None where it is not sound, its problems then noted."""
-    try:
-        return part()
-    except ConfigError as error:
-        problems += error.problems
-        return None

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.costs import node_costs, preemption_costs, read_table
+from cluster.front import Front, FrontConfig
 from cluster.gateway.access import Access
 from cluster.gateway.admin_server import AdminServer
 from cluster.gateway.formats import Formats
 from cluster.gateway.gateway import Gateway
-from cluster.gateway.grpc_server import Contract, GrpcServer
 from cluster.gateway.keys import AccessSettings
 from cluster.gateway.limits import Limits, ServedModel
 from cluster.gateway.listening import Endpoint
@@ -26,6 +26,8 @@ from cluster.kube.settings import FleetMover, KubeSettings
 from cluster.kv_pool import KVPool, pool_of
 from cluster.live.cluster import LiveCluster
 from cluster.live.config import LiveConfig
+from cluster.live.gateway_facts import facts_of, view_of
+from cluster.live.gateways import News
 from cluster.live.gpus import Gpu, check_remote, in_use, is_cuda, nodes_per_gpu, placed
 from cluster.live.supervisor import OnProgress
 from cluster.memory import available_memory_bytes
@@ -103,14 +105,17 @@ class Service:
         self.gateway.access = Access(config.access)
         self.gateway.formats = Formats(config.live.node.model)
         self.operator = ClusterOperator(self.cluster, config.live.slots, config.controller)
+        if config.live.token_file is not None:
+            facts = facts_of(self.gateway, config.live.node, timers)
+            self.cluster.admit_gateways(News(facts, lambda: view_of(self.operator)))
         self.observation = Observation(
             self.gateway, self.operator, config.observe, _model_work(config.live), routes.take
         )
         public = Endpoint(config.grpc_host, config.grpc_port, config.tls)
-        self.server = GrpcServer(self.gateway, self.operator.shown, public, self._contracts(config))
+        vllm_model = config.live.node if config.vllm_grpc else None
+        fronts = FrontConfig(public, config.http, config.observe, vllm_model)
+        self.front = Front(self.gateway, self.operator, self.observation, fronts)
         self.admin = AdminServer(self.gateway, self.operator, config.admin) if config.admin else None
-        self.http = self._http_server(config)
-        self.metrics = self._metrics_port(config.observe)
         self.mover = FleetMover(config.kube, config.live, self.cluster, self.operator) if config.kube else None
         if self.mover is not None:
             self.operator.count = self.mover.scaler.counters.named
@@ -120,19 +125,24 @@ class Service:
     @property
     def address(self) -> str:
         """Where clients call."""
-        return self.server.address
+        return self.front.server.address
+
+    @property
+    def http(self) -> "HttpServer | None":
+        """The OpenAI interface; None: not served."""
+        return self.front.http
+
+    @property
+    def metrics(self) -> "MetricsPort | None":
+        """The port of scrapers without a key; None: there is none."""
+        return self.front.metrics
 
     async def start(self) -> None:
         """Returns when requests are taken. Raises ConfigError or NodeLost, and then nothing is left running."""
         try:
-            self.port = await self.server.start()
-            if self.http is not None:
-                await self.http.start()
+            self.port = await self.front.start()
             if self.admin is not None:
                 await self.admin.start()
-            if self.metrics is not None:
-                await self.metrics.start()
-            self.observation.start()
             await self.cluster.start()
         except BaseException:
             await self._stop_servers()
@@ -163,53 +173,14 @@ class Service:
                 LOG.error("the access file is not taken: %s", problem)
         else:
             LOG.warning("the access file was read again: %d keys", len(self.gateway.access.settings.keys))
+            self.cluster.tell_access(self.gateway.access.settings)
 
     async def _stop_servers(self, grace_s: float = 0.0) -> None:
         """Operators may look on while requests drain."""
-        http = () if self.http is None else (self.http.stop(grace_s),)
-        await asyncio.gather(self.server.stop(grace_s), *http)
-        self.gateway.formats.close()
+        await self.front.drain(grace_s)
         if self.admin is not None:
             await self.admin.stop()
-        if self.metrics is not None:
-            await self.metrics.stop()
-        await self.observation.stop()
-
-    def _contracts(self, config: ServiceConfig) -> tuple[Contract, ...]:
-        """What the gRPC port serves beside our own interface."""
-        if not config.vllm_grpc:
-            return ()
-        from cluster.gateway.smg import SMG_SERVICE_NAME, SmgModel, SmgService
-
-        node = config.live.node
-        info = read_model_info(node.model, LoadFormat(node.load_format))
-        model = SmgModel(node.model, info.family, tuple(sorted(info.eos_token_ids)), node.dtype)
-        return (Contract(SMG_SERVICE_NAME, SmgService(self.gateway, self.operator.shown, model).handlers()),)
-
-    def _http_server(self, config: ServiceConfig) -> "HttpServer | None":
-        """Routers of other rooms are handed in here; nobody who goes without HTTP pays for its import."""
-        if config.http is None:
-            return None
-        from cluster.gateway.dashboard.routes import OPEN_PATHS, dashboard_routes
-        from cluster.gateway.openai.door import Door
-        from cluster.gateway.openai.server import HttpServer
-        from cluster.metrics.exposition import Exposition
-        from cluster.metrics.routes import metrics_routes
-
-        door = Door(self.gateway, self.operator.shown, config.http)
-        routers = (
-            metrics_routes(Exposition(self.observation), self.gateway.access),
-            dashboard_routes(self.observation),
-        )
-        return HttpServer(door, config.tls, routers, OPEN_PATHS)
-
-    def _metrics_port(self, config: ObservationConfig) -> "MetricsPort | None":
-        if config.metrics_port is None:
-            return None
-        from cluster.metrics.exposition import Exposition
-        from cluster.metrics.port import MetricsPort
-
-        return MetricsPort(Exposition(self.observation), config.metrics_host, config.metrics_port)
+        await self.front.stop()
 
     def _recorded(self, config: ServiceConfig) -> Recorder | None:
         if config.record is None:

@@ -15,11 +15,24 @@ class PeerLink:
 
 
 @dataclass(frozen=True, slots=True)
+class MovedKV:
+    """What was read by one transport so far; numbers that only rise."""
+
+    transport: str
+    num_fetches: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class TransferReport:
-    """The peers that are read, and what was refused, failed or went another way: names with their counts, by name."""
+    """The peers that are read, and what was refused, failed or went another way: names with their counts, by name.
+
+    `moved` is what was read, by transport.
+    """
 
     links: tuple[PeerLink, ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
+    moved: tuple[MovedKV, ...] = ()
 
 
 NO_TRANSFERS = TransferReport()

@@ -12,7 +12,7 @@ import msgpack
 from core.errors import ConfigError, LayoutMismatch, PeerLost, TransferError
 from core.ids import AttemptId, NodeId
 from core.kv import FetchTarget, KVHandle
-from core.transfer import PeerLink, TransferReport
+from core.transfer import MovedKV, PeerLink, TransferReport
 from kv_transfer.choose import AUTO, MEASURED, Choice, Place, Way, check_asked, choose, possible, staging
 from kv_transfer.frames import Refusals
 from kv_transfer.transport import Binding, Transport
@@ -98,9 +98,9 @@ class _Route:
 class Links:
     """All transports of one node.
 
-    Owns: the transports, which peer is read by which, and the counts, which only rise: `binding_refused.malformed`,
-    `.transport` (nothing joins the pair) and `.layout`, `binding_failed` (nobody there, or no proof), `fallback`,
-    `staged` (peers that were bound by a way through host memory though KV lies on a GPU), and
+    Owns: the transports, which peer is read by which, how much was read, and the counts, which only rise:
+    `binding_refused.malformed`, `.transport` (nothing joins the pair) and `.layout`, `binding_failed` (nobody there, or
+    no proof), `fallback`, `staged` (peers that were bound by a way through host memory though KV lies on a GPU), and
     `refused.<transport>.<reason>` of what a transport turned away: frames, strangers at its door, what was not lent.
     """
 
@@ -113,6 +113,8 @@ class Links:
         self._routes: dict[NodeId, _Route] = {}
         self._speeds: dict[NodeId, dict[str, float]] = {}
         self._counts: Counter[str] = Counter()
+        self._fetches: Counter[str] = Counter()
+        self._moved_bytes: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def offer(self) -> bytes:
@@ -207,10 +209,16 @@ class Links:
         while True:
             at, way = route.at, route.way
             try:
-                return self._transports[way.name].fetch(handle, into)
+                return self._moved(way.name, self._transports[way.name].fetch(handle, into))
             except PeerLost as error:
                 if not way.falls_back or not self._fall_back(route, at, error):
                     raise
+
+    def _moved(self, transport: str, num_bytes: int) -> int:
+        with self._lock:
+            self._fetches[transport] += 1
+            self._moved_bytes[transport] += num_bytes
+        return num_bytes
 
     def _fall_back(self, route: _Route, at: int, error: PeerLost) -> bool:
         """Whether the pair goes on by its next transport; of several fetches that fail, the first one changes it."""
@@ -258,10 +266,11 @@ class Links:
         return counts
 
     def report(self) -> TransferReport:
-        """How each bound peer is read, and the counts, for people."""
+        """How each bound peer is read, the counts, and what was read by which transport, for people."""
         with self._lock:
             links = [self._routes[peer].link for peer in sorted(self._routes)]
-        return TransferReport(tuple(links), tuple(sorted(self.counts().items())))
+            moved = [MovedKV(way, number, self._moved_bytes[way]) for way, number in sorted(self._fetches.items())]
+        return TransferReport(tuple(links), tuple(sorted(self.counts().items())), tuple(moved))
 
     def way_to(self, peer: NodeId) -> str | None:
         """The name of the transport by which a peer is read now; None where it is not bound."""

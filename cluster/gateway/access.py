@@ -183,6 +183,17 @@ class Access:
             raise AccessDenied("this key is not known, or no longer")
         return self._callers[found.grant.id]
 
+    def holder(self, key_id: str, wall_s: float) -> Caller | None:
+        """Whose key has this id, at `wall_s` seconds since the epoch; empty: everybody, where no keys are asked for.
+
+        For work that its caller left here: None where the key is gone, has ended, or is asked for by now.
+        """
+        if self.is_open or not key_id:
+            return self._anyone if self.is_open and not key_id else None
+        caller = self._callers.get(key_id)
+        expires_at = None if caller is None else caller.grant.expires_at
+        return None if expires_at is not None and expires_at <= wall_s else caller
+
     def admin(self, authorization: str | None, wall_s: float) -> Caller:
         """The same for the admin port, which asks for an admin's key where there is one. Raises AccessDenied."""
         if not self.settings.has_admin:

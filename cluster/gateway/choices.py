@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from cluster.gateway.access import Caller, Permit
 from cluster.gateway.client_stream import Chunk, ClientStream
@@ -95,14 +94,22 @@ class ClientCall:
         """Wait for news of any choice, then take all of that choice's. Not to be called after a chunk with `ended`."""
         await self._wake.wait()
         chunk = self._next_stream().take()
-        if any(stream.has_news for stream in self._turns):
+        if len(self._turns) > 1 and any(stream.has_news for stream in self._turns):
             return chunk
         self._wake.clear()
-        return replace(chunk, ended=self.ended)
+        if len(self._ledgers) == len(self._streams):
+            chunk.ended = self.ended
+        return chunk
+
+    def nudge(self) -> None:
+        """Whoever waits for news gets an empty chunk where there are none."""
+        self._wake.set()
 
     def _next_stream(self) -> ClientStream:
-        """One with news, which then goes to the back: none waits for a busier one."""
-        stream = next(stream for stream in self._turns if stream.has_news)
+        """One with news, which then goes to the back: none waits for a busier one. Any, where nobody has news."""
+        if len(self._turns) == 1:
+            return self._turns[0]
+        stream = next((stream for stream in self._turns if stream.has_news), self._turns[0])
         self._turns.remove(stream)
         self._turns.append(stream)
         return stream

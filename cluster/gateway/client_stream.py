@@ -20,9 +20,11 @@ PENDING_TOP_BYTES = 13
 """What its logprobs are charged beside: logprob, rank and framing; and an id with its logprob for each of the best."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
-    """Contiguous tokens of one choice with the text that became certain.
+    """Contiguous tokens of one choice with the text that became certain; none of either where its reader was nudged.
+
+    Not frozen: one is made for every token, and that costs three times as much.
 
     `pieces` are `text`, cut by the tokens that made it certain; the last has what became certain with the end.
     `logprobs` is aligned with `token_ids` where asked, else empty. `finish` and `stop` come with the last chunk of the

@@ -21,9 +21,9 @@ from cluster.gateway.trace_context import TRACEPARENT
 from cluster.gateway.validation import Envelope, check_prompt, check_text, read_envelope, read_sampling_for
 from core.commands import Tell
 from core.errors import DeadlineExceeded, ErrorInfo, Overloaded, PenstockError, Unavailable
-from core.events import GatewayEvent, Tick
-from core.goodput import RequestRecord
-from core.ids import RequestId
+from core.events import GatewayEvent, RequestEnded, Tick
+from core.goodput import Outcome, RequestRecord
+from core.ids import GatewayId, RequestId
 from core.kv import block_keys, tail_key
 from core.request import AnswerFormat, Prompt, Request, pack_tokens
 
@@ -44,6 +44,7 @@ class Gateway:
     Owns: the open calls and the last ledgers. Whoever runs it passes on what is addressed to the gateway (`handle`,
     also a `Tick` every `timers.tick_s`), with `now` of `time.monotonic`, and gives `tell`, which carries messages away.
     `on_ended` is told of every ended request, `on_turned_away` of what was not taken, and whether it named targets.
+    `cut_off`: why no cluster can be reached, empty where one can.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Gateway:
         self.access = Access()
         self.formats = Formats()
         self.is_draining = False
+        self.cut_off = ""
         self.on_ended: Callable[[RequestLedger], object] = lambda ledger: None
         self.on_turned_away: Callable[[PenstockError, bool], object] = lambda error, has_slo: None
         self._tell = tell
@@ -146,6 +148,18 @@ class Gateway:
         calls = [call for call in dict.fromkeys(self._calls.values()) if call.is_named(name, caller)]
         return sum(bool(self._cancel(call, now, ABORTED)) for call in calls)
 
+    def lose_cluster(self, why: str) -> None:
+        """No scheduler and no node is heard any more: what is open fails, and nothing is taken until `find_cluster`."""
+        self.cut_off, now = f"this gateway has lost its cluster: {why}", time.monotonic()
+        error = ErrorInfo("worker_lost", self.cut_off, RETRY_AFTER_S)
+        for call in dict.fromkeys(self._calls.values()):
+            for request in call.open_requests:
+                self.handle(RequestEnded(request, Outcome.FAILED, error), now)
+
+    def find_cluster(self, gateway: GatewayId) -> None:
+        """A cluster knows us, under this id."""
+        self.streams.gateway, self.cut_off = gateway, ""
+
     def drain(self) -> None:
         """Take no new request; open ones go on."""
         self.is_draining = True
@@ -153,6 +167,8 @@ class Gateway:
     def _check_room(self, num_choices: int) -> None:
         if self.is_draining:
             raise Unavailable("the server is about to stop and takes no new request", code="draining")
+        if self.cut_off:
+            raise Unavailable(self.cut_off, retry_after_s=RETRY_AFTER_S)
         num_open, limit = self.streams.num_open, self.limits.max_streams
         if num_open + num_choices > limit:
             message = f"{num_open} of this gateway's {limit} streams are in use, {num_choices} more are needed"
@@ -182,7 +198,7 @@ class Gateway:
         sampling = read_sampling_for(message, len(token_ids), self.model, self.limits)
         packed, keyed_by = pack_tokens(token_ids), (self.model.block_size, envelope.cache_scope)
         return Request(
-            id=_mint(),
+            id=_mint(self.streams.gateway),
             prompt=Prompt(len(token_ids), block_keys(packed, *keyed_by), tail_key(packed, *keyed_by)),
             token_ids=packed,
             sampling=sampling,
@@ -196,13 +212,21 @@ class Gateway:
         left_s = envelope.deadline_s - (now - received_at)
         if left_s <= 0:
             raise DeadlineExceeded(f"the request's {envelope.deadline_s:g} s were over before it was queued")
-        requests = _choices(replace(request, deadline_s=left_s), envelope.num_choices)
+        requests = self._choices(replace(request, deadline_s=left_s), envelope.num_choices)
         facts = CallFacts(envelope.slo_class, envelope.client_id, TRACEPARENT.get())
         clients = [ClientStream(choice, received_at, now, self._text(choice, envelope), facts) for choice in requests]
         call = ClientCall(envelope, clients, permit)
         self._calls |= dict.fromkeys(call.requests, call)
         self.carry([output for choice in requests for output in self.streams.open(choice, now)], now)
         return call
+
+    def _choices(self, request: Request, num_choices: int) -> list[Request]:
+        """The requests of one call: equal but for name and choice. The prompt's logprobs are told once, by choice 0."""
+        choices = [request]
+        for choice in range(1, num_choices):
+            sampling = replace(request.sampling, choice=choice, prompt_logprobs=None)
+            choices.append(replace(request, id=_mint(self.streams.gateway), sampling=sampling))
+        return choices
 
     def _text(self, request: Request, envelope: Envelope) -> AnswerText:
         return AnswerText(self.tokenizer.detokenizer(), envelope.stop, request.sampling.min_tokens)
@@ -250,14 +274,6 @@ def _with_format(request: Request, wanted: AnswerFormat | None) -> Request:
     return request if wanted is None else replace(request, sampling=replace(request.sampling, format=wanted))
 
 
-def _mint() -> RequestId:
-    return RequestId(secrets.token_hex(16))
-
-
-def _choices(request: Request, num_choices: int) -> list[Request]:
-    """The requests of one call: equal but for name and choice. The prompt's logprobs are told once, by choice 0."""
-    choices = [request]
-    for choice in range(1, num_choices):
-        sampling = replace(request.sampling, choice=choice, prompt_logprobs=None)
-        choices.append(replace(request, id=_mint(), sampling=sampling))
-    return choices
+def _mint(gateway: GatewayId) -> RequestId:
+    """A new name, which no other gateway gives: it begins with what sets this one's id apart from theirs."""
+    return RequestId(f"{gateway.rpartition('-')[2]}{secrets.token_hex(12)}")

@@ -22,6 +22,7 @@ class Tokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self._kinds = _decoder_kinds(json.loads(tokenizer.to_str())["decoder"])
+        self._bytes: dict[int, bytes | None] = {}
         self.max_token_chars = max(map(len, tokenizer.get_vocab()), default=1)
 
     @classmethod
@@ -108,6 +109,12 @@ class Tokenizer:
         return "ByteFallback" in self._kinds and _is_byte_token(self._word(token) or "")
 
     def _token_bytes(self, token: int) -> bytes | None:
+        """Looked up once for each token of the vocabulary: a stream asks for it with every one."""
+        if token not in self._bytes:
+            self._bytes[token] = self._spelled(token)
+        return self._bytes[token]
+
+    def _spelled(self, token: int) -> bytes | None:
         word = self._word(token)
         if word is None:
             return None

@@ -1,9 +1,9 @@
 """What a node reports of its KV transfers, as it travels to the head, and back."""
 
-from cluster.api.v1.post_pb2 import Count, KVLink, NodeReport
+from cluster.api.v1.post_pb2 import Count, KVLink, KVMoved, NodeReport
 from cluster.live.hands import TransferCounts
 from core.ids import NodeId
-from core.transfer import PeerLink, TransferReport
+from core.transfer import MovedKV, PeerLink, TransferReport
 
 
 def node_report(fetches: TransferCounts, links: TransferReport) -> NodeReport:
@@ -16,10 +16,14 @@ def node_report(fetches: TransferCounts, links: TransferReport) -> NodeReport:
         num_bytes=fetches.num_bytes,
         links=[KVLink(peer=link.peer, transport=link.transport, why=link.why) for link in links.links],
         counts=[Count(name=name, value=value) for name, value in counts],
+        moved=[
+            KVMoved(transport=it.transport, num_fetches=it.num_fetches, num_bytes=it.num_bytes) for it in links.moved
+        ],
     )
 
 
 def transfers_of(report: NodeReport) -> TransferReport:
     """At the head."""
     links = (PeerLink(NodeId(link.peer), link.transport, link.why) for link in report.links)
-    return TransferReport(tuple(links), tuple((count.name, count.value) for count in report.counts))
+    moved = (MovedKV(it.transport, it.num_fetches, it.num_bytes) for it in report.moved)
+    return TransferReport(tuple(links), tuple((count.name, count.value) for count in report.counts), tuple(moved))

@@ -48,6 +48,13 @@ def test_links_strangers_and_damaged_blocks_are_told_for_each_node(monkeypatch: 
             (link,) = decode.transfers.links
             assert (link.peer, link.transport) == (prefill.node, "shm")
             assert link.why == "shm (automatic: both nodes on one host, in one network namespace)"
+            (moved,) = decode.transfers.moved
+            assert (moved.transport, moved.num_fetches, moved.num_bytes) == (
+                "shm",
+                decode.num_fetches,
+                decode.num_bytes,
+            )
+            assert moved.num_bytes > 0
             shown = {node.id: node.transfers for node in aviary.cluster.shown().nodes}
             assert shown[decode.node] == decode.transfers
 

@@ -11,7 +11,7 @@ from cluster.live.transports import Endpoint, open_links
 from core.errors import LayoutMismatch, PeerLost
 from core.ids import AttemptId, LayoutId, NodeId
 from core.kv import FetchTarget, KVHandle, KVLayout, SlabShape
-from core.transfer import PeerLink, TransferReport
+from core.transfer import MovedKV, PeerLink, TransferReport
 from kv_transfer.choose import Place
 from kv_transfer.links import Links, Offer
 from kv_transfer.slab import Slab
@@ -198,7 +198,9 @@ def test_a_pair_whose_nccl_aborts_goes_on_by_the_host_path_within_the_same_fetch
         assert (nccl.bound, gloo.bound) == (set(), {OWNER})
         assert made.counts() == {"fallback": 1}
         assert made.report() == TransferReport(
-            (PeerLink(OWNER, "gloo", "gloo (instead of nccl: owner@1: aborted)"),), (("fallback", 1),)
+            (PeerLink(OWNER, "gloo", "gloo (instead of nccl: owner@1: aborted)"),),
+            (("fallback", 1),),
+            (MovedKV("gloo", num_fetches=2, num_bytes=2),),
         )
         made.bind(offer("nccl", "gloo"))
         assert made.way_to(OWNER) == "nccl", "a new offer is a new start"

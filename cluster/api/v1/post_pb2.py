@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63luster/api/v1/post.proto\x12\x10penstock.post.v1\"\xe4\x02\n\x08\x45nvelope\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x02 \x01(\x04\x12(\n\x05hello\x18\x03 \x01(\x0b\x32\x17.penstock.post.v1.HelloH\x00\x12\x30\n\tchallenge\x18\x04 \x01(\x0b\x32\x1b.penstock.post.v1.ChallengeH\x00\x12(\n\x05proof\x18\x05 \x01(\x0b\x32\x17.penstock.post.v1.ProofH\x00\x12,\n\x07welcome\x18\x06 \x01(\x0b\x32\x19.penstock.post.v1.WelcomeH\x00\x12\x11\n\x07letters\x18\x07 \x01(\x0cH\x00\x12\x37\n\rpeers_changed\x18\x08 \x01(\x0b\x32\x1e.penstock.post.v1.PeersChangedH\x00\x12\x33\n\x0bnode_report\x18\t \x01(\x0b\x32\x1c.penstock.post.v1.NodeReportH\x00\x42\x06\n\x04\x62ody\"g\n\x05Hello\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x10\n\x08receiver\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x0e\n\x06schema\x18\x05 \x01(\t\x12\r\n\x05nonce\x18\x06 \x01(\x0c\")\n\tChallenge\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\x16\n\x05Proof\x12\r\n\x05proof\x18\x01 \x01(\x0c\"\t\n\x07Welcome\"4\n\x04Peer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07\x62inding\x18\x03 \x01(\x0c\"5\n\x0cPeersChanged\x12%\n\x05peers\x18\x01 \x03(\x0b\x32\x16.penstock.post.v1.Peer\"\xa2\x01\n\nNodeReport\x12\x13\n\x0bnum_fetches\x18\x01 \x01(\x04\x12\x1a\n\x12num_failed_fetches\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\'\n\x05links\x18\x04 \x03(\x0b\x32\x18.penstock.post.v1.KVLink\x12\'\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\x17.penstock.post.v1.Count\"6\n\x06KVLink\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\"$\n\x05\x43ount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\"\xa8\x01\n\nNodeStatus\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.penstock.post.v1.ProgressH\x00\x12\x30\n\x07started\x18\x02 \x01(\x0b\x32\x1d.penstock.post.v1.NodeStartedH\x00\x12.\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x1c.penstock.post.v1.NodeFailedH\x00\x42\x08\n\x06status\"(\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\"L\n\x0bNodeStarted\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07\x62inding\x18\x03 \x01(\x0c\x12\x0e\n\x06joined\x18\x04 \x01(\x0c\"+\n\nNodeFailed\x12\x0b\n\x03why\x18\x01 \x01(\t\x12\x10\n\x08problems\x18\x02 \x03(\t2J\n\x04Post\x12\x42\n\x04Link\x12\x1a.penstock.post.v1.Envelope\x1a\x1a.penstock.post.v1.Envelope(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63luster/api/v1/post.proto\x12\x10penstock.post.v1\"\x92\x05\n\x08\x45nvelope\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x02 \x01(\x04\x12(\n\x05hello\x18\x03 \x01(\x0b\x32\x17.penstock.post.v1.HelloH\x00\x12\x30\n\tchallenge\x18\x04 \x01(\x0b\x32\x1b.penstock.post.v1.ChallengeH\x00\x12(\n\x05proof\x18\x05 \x01(\x0b\x32\x17.penstock.post.v1.ProofH\x00\x12,\n\x07welcome\x18\x06 \x01(\x0b\x32\x19.penstock.post.v1.WelcomeH\x00\x12\x11\n\x07letters\x18\x07 \x01(\x0cH\x00\x12\x37\n\rpeers_changed\x18\x08 \x01(\x0b\x32\x1e.penstock.post.v1.PeersChangedH\x00\x12\x33\n\x0bnode_report\x18\t \x01(\x0b\x32\x1c.penstock.post.v1.NodeReportH\x00\x12\x30\n\tadmission\x18\n \x01(\x0b\x32\x1b.penstock.post.v1.AdmissionH\x00\x12,\n\x07joining\x18\x0b \x01(\x0b\x32\x19.penstock.post.v1.JoiningH\x00\x12*\n\x06joined\x18\x0c \x01(\x0b\x32\x18.penstock.post.v1.JoinedH\x00\x12\x37\n\rcluster_shown\x18\r \x01(\x0b\x32\x1e.penstock.post.v1.ClusterShownH\x00\x12\x39\n\x0e\x61\x63\x63\x65ss_changed\x18\x0e \x01(\x0b\x32\x1f.penstock.post.v1.AccessChangedH\x00\x12,\n\x07leaving\x18\x0f \x01(\x0b\x32\x19.penstock.post.v1.LeavingH\x00\x42\x06\n\x04\x62ody\"g\n\x05Hello\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x10\n\x08receiver\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x0e\n\x06schema\x18\x05 \x01(\t\x12\r\n\x05nonce\x18\x06 \x01(\x0c\")\n\tChallenge\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\x16\n\x05Proof\x12\r\n\x05proof\x18\x01 \x01(\x0c\"\t\n\x07Welcome\"4\n\x04Peer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07\x62inding\x18\x03 \x01(\x0c\"_\n\x0cPeersChanged\x12%\n\x05peers\x18\x01 \x03(\x0b\x32\x16.penstock.post.v1.Peer\x12(\n\x08gateways\x18\x02 \x03(\x0b\x32\x16.penstock.post.v1.Peer\"6\n\tAdmission\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\x0c\"\x1a\n\x07Joining\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x08\n\x06Joined\"\t\n\x07Leaving\"\x1c\n\x0c\x43lusterShown\x12\x0c\n\x04view\x18\x01 \x01(\x0c\"\x1f\n\rAccessChanged\x12\x0e\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x0c\"\xcc\x01\n\nNodeReport\x12\x13\n\x0bnum_fetches\x18\x01 \x01(\x04\x12\x1a\n\x12num_failed_fetches\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\'\n\x05links\x18\x04 \x03(\x0b\x32\x18.penstock.post.v1.KVLink\x12\'\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\x17.penstock.post.v1.Count\x12(\n\x05moved\x18\x06 \x03(\x0b\x32\x19.penstock.post.v1.KVMoved\"D\n\x07KVMoved\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x13\n\x0bnum_fetches\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\"6\n\x06KVLink\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\"$\n\x05\x43ount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\"\xa8\x01\n\nNodeStatus\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.penstock.post.v1.ProgressH\x00\x12\x30\n\x07started\x18\x02 \x01(\x0b\x32\x1d.penstock.post.v1.NodeStartedH\x00\x12.\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x1c.penstock.post.v1.NodeFailedH\x00\x42\x08\n\x06status\"(\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\"L\n\x0bNodeStarted\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07\x62inding\x18\x03 \x01(\x0c\x12\x0e\n\x06joined\x18\x04 \x01(\x0c\"+\n\nNodeFailed\x12\x0b\n\x03why\x18\x01 \x01(\t\x12\x10\n\x08problems\x18\x02 \x03(\t2J\n\x04Post\x12\x42\n\x04Link\x12\x1a.penstock.post.v1.Envelope\x1a\x1a.penstock.post.v1.Envelope(\x01\x30\x01\x32O\n\tReception\x12\x42\n\x04Join\x12\x1a.penstock.post.v1.Envelope\x1a\x1a.penstock.post.v1.Envelope(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,33 +32,49 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cluster.api.v1.post_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENVELOPE']._serialized_start=48
-  _globals['_ENVELOPE']._serialized_end=404
-  _globals['_HELLO']._serialized_start=406
-  _globals['_HELLO']._serialized_end=509
-  _globals['_CHALLENGE']._serialized_start=511
-  _globals['_CHALLENGE']._serialized_end=552
-  _globals['_PROOF']._serialized_start=554
-  _globals['_PROOF']._serialized_end=576
-  _globals['_WELCOME']._serialized_start=578
-  _globals['_WELCOME']._serialized_end=587
-  _globals['_PEER']._serialized_start=589
-  _globals['_PEER']._serialized_end=641
-  _globals['_PEERSCHANGED']._serialized_start=643
-  _globals['_PEERSCHANGED']._serialized_end=696
-  _globals['_NODEREPORT']._serialized_start=699
-  _globals['_NODEREPORT']._serialized_end=861
-  _globals['_KVLINK']._serialized_start=863
-  _globals['_KVLINK']._serialized_end=917
-  _globals['_COUNT']._serialized_start=919
-  _globals['_COUNT']._serialized_end=955
-  _globals['_NODESTATUS']._serialized_start=958
-  _globals['_NODESTATUS']._serialized_end=1126
-  _globals['_PROGRESS']._serialized_start=1128
-  _globals['_PROGRESS']._serialized_end=1168
-  _globals['_NODESTARTED']._serialized_start=1170
-  _globals['_NODESTARTED']._serialized_end=1246
-  _globals['_NODEFAILED']._serialized_start=1248
-  _globals['_NODEFAILED']._serialized_end=1291
-  _globals['_POST']._serialized_start=1293
-  _globals['_POST']._serialized_end=1367
+  _globals['_ENVELOPE']._serialized_end=706
+  _globals['_HELLO']._serialized_start=708
+  _globals['_HELLO']._serialized_end=811
+  _globals['_CHALLENGE']._serialized_start=813
+  _globals['_CHALLENGE']._serialized_end=854
+  _globals['_PROOF']._serialized_start=856
+  _globals['_PROOF']._serialized_end=878
+  _globals['_WELCOME']._serialized_start=880
+  _globals['_WELCOME']._serialized_end=889
+  _globals['_PEER']._serialized_start=891
+  _globals['_PEER']._serialized_end=943
+  _globals['_PEERSCHANGED']._serialized_start=945
+  _globals['_PEERSCHANGED']._serialized_end=1040
+  _globals['_ADMISSION']._serialized_start=1042
+  _globals['_ADMISSION']._serialized_end=1096
+  _globals['_JOINING']._serialized_start=1098
+  _globals['_JOINING']._serialized_end=1124
+  _globals['_JOINED']._serialized_start=1126
+  _globals['_JOINED']._serialized_end=1134
+  _globals['_LEAVING']._serialized_start=1136
+  _globals['_LEAVING']._serialized_end=1145
+  _globals['_CLUSTERSHOWN']._serialized_start=1147
+  _globals['_CLUSTERSHOWN']._serialized_end=1175
+  _globals['_ACCESSCHANGED']._serialized_start=1177
+  _globals['_ACCESSCHANGED']._serialized_end=1208
+  _globals['_NODEREPORT']._serialized_start=1211
+  _globals['_NODEREPORT']._serialized_end=1415
+  _globals['_KVMOVED']._serialized_start=1417
+  _globals['_KVMOVED']._serialized_end=1485
+  _globals['_KVLINK']._serialized_start=1487
+  _globals['_KVLINK']._serialized_end=1541
+  _globals['_COUNT']._serialized_start=1543
+  _globals['_COUNT']._serialized_end=1579
+  _globals['_NODESTATUS']._serialized_start=1582
+  _globals['_NODESTATUS']._serialized_end=1750
+  _globals['_PROGRESS']._serialized_start=1752
+  _globals['_PROGRESS']._serialized_end=1792
+  _globals['_NODESTARTED']._serialized_start=1794
+  _globals['_NODESTARTED']._serialized_end=1870
+  _globals['_NODEFAILED']._serialized_start=1872
+  _globals['_NODEFAILED']._serialized_end=1915
+  _globals['_POST']._serialized_start=1917
+  _globals['_POST']._serialized_end=1991
+  _globals['_RECEPTION']._serialized_start=1993
+  _globals['_RECEPTION']._serialized_end=2072
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("number", "ack", "hello", "challenge", "proof", "welcome", "letters", "peers_changed", "node_report")
+    __slots__ = ("number", "ack", "hello", "challenge", "proof", "welcome", "letters", "peers_changed", "node_report", "admission", "joining", "joined", "cluster_shown", "access_changed", "leaving")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,12 @@ class Envelope(_message.Message):
     LETTERS_FIELD_NUMBER: _ClassVar[int]
     PEERS_CHANGED_FIELD_NUMBER: _ClassVar[int]
     NODE_REPORT_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    JOINING_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_SHOWN_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     number: int
     ack: int
     hello: Hello
@@ -26,7 +32,13 @@ class Envelope(_message.Message):
     letters: bytes
     peers_changed: PeersChanged
     node_report: NodeReport
-    def __init__(self, number: _Optional[int] = ..., ack: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., letters: _Optional[bytes] = ..., peers_changed: _Optional[_Union[PeersChanged, _Mapping]] = ..., node_report: _Optional[_Union[NodeReport, _Mapping]] = ...) -> None: ...
+    admission: Admission
+    joining: Joining
+    joined: Joined
+    cluster_shown: ClusterShown
+    access_changed: AccessChanged
+    leaving: Leaving
+    def __init__(self, number: _Optional[int] = ..., ack: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., letters: _Optional[bytes] = ..., peers_changed: _Optional[_Union[PeersChanged, _Mapping]] = ..., node_report: _Optional[_Union[NodeReport, _Mapping]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ..., joining: _Optional[_Union[Joining, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., cluster_shown: _Optional[_Union[ClusterShown, _Mapping]] = ..., access_changed: _Optional[_Union[AccessChanged, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("sender", "receiver", "session", "term", "schema", "nonce")
@@ -73,24 +85,74 @@ class Peer(_message.Message):
     def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., binding: _Optional[bytes] = ...) -> None: ...
 
 class PeersChanged(_message.Message):
-    __slots__ = ("peers",)
+    __slots__ = ("peers", "gateways")
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
-    def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+    gateways: _containers.RepeatedCompositeFieldContainer[Peer]
+    def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., gateways: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+
+class Admission(_message.Message):
+    __slots__ = ("head", "term", "facts")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    head: str
+    term: int
+    facts: bytes
+    def __init__(self, head: _Optional[str] = ..., term: _Optional[int] = ..., facts: _Optional[bytes] = ...) -> None: ...
+
+class Joining(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class Joined(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Leaving(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ClusterShown(_message.Message):
+    __slots__ = ("view",)
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    view: bytes
+    def __init__(self, view: _Optional[bytes] = ...) -> None: ...
+
+class AccessChanged(_message.Message):
+    __slots__ = ("access",)
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
+    access: bytes
+    def __init__(self, access: _Optional[bytes] = ...) -> None: ...
 
 class NodeReport(_message.Message):
-    __slots__ = ("num_fetches", "num_failed_fetches", "num_bytes", "links", "counts")
+    __slots__ = ("num_fetches", "num_failed_fetches", "num_bytes", "links", "counts", "moved")
     NUM_FETCHES_FIELD_NUMBER: _ClassVar[int]
     NUM_FAILED_FETCHES_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     num_fetches: int
     num_failed_fetches: int
     num_bytes: int
     links: _containers.RepeatedCompositeFieldContainer[KVLink]
     counts: _containers.RepeatedCompositeFieldContainer[Count]
-    def __init__(self, num_fetches: _Optional[int] = ..., num_failed_fetches: _Optional[int] = ..., num_bytes: _Optional[int] = ..., links: _Optional[_Iterable[_Union[KVLink, _Mapping]]] = ..., counts: _Optional[_Iterable[_Union[Count, _Mapping]]] = ...) -> None: ...
+    moved: _containers.RepeatedCompositeFieldContainer[KVMoved]
+    def __init__(self, num_fetches: _Optional[int] = ..., num_failed_fetches: _Optional[int] = ..., num_bytes: _Optional[int] = ..., links: _Optional[_Iterable[_Union[KVLink, _Mapping]]] = ..., counts: _Optional[_Iterable[_Union[Count, _Mapping]]] = ..., moved: _Optional[_Iterable[_Union[KVMoved, _Mapping]]] = ...) -> None: ...
+
+class KVMoved(_message.Message):
+    __slots__ = ("transport", "num_fetches", "num_bytes")
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    NUM_FETCHES_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    transport: str
+    num_fetches: int
+    num_bytes: int
+    def __init__(self, transport: _Optional[str] = ..., num_fetches: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class KVLink(_message.Message):
     __slots__ = ("peer", "transport", "why")

@@ -99,3 +99,80 @@ class Post:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ReceptionStub:
+    """At the head only: how a gateway of another process gets to know the cluster, and becomes a member of it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Join = channel.stream_stream(
+                '/penstock.post.v1.Reception/Join',
+                request_serializer=cluster_dot_api_dot_v1_dot_post__pb2.Envelope.SerializeToString,
+                response_deserializer=cluster_dot_api_dot_v1_dot_post__pb2.Envelope.FromString,
+                _registered_method=True)
+
+
+class ReceptionServicer:
+    """At the head only: how a gateway of another process gets to know the cluster, and becomes a member of it.
+    """
+
+    def Join(self, request_iterator, context):
+        """Hello (to nobody by name), Challenge and Proof as for a link; then Admission, and from who wants to be a member
+        Joining, or Leaving from who was one, answered by Joined. Who only wants to know hangs up before that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ReceptionServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Join': grpc.stream_stream_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=cluster_dot_api_dot_v1_dot_post__pb2.Envelope.FromString,
+                    response_serializer=cluster_dot_api_dot_v1_dot_post__pb2.Envelope.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'penstock.post.v1.Reception', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('penstock.post.v1.Reception', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Reception:
+    """At the head only: how a gateway of another process gets to know the cluster, and becomes a member of it.
+    """
+
+    @staticmethod
+    def Join(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/penstock.post.v1.Reception/Join',
+            cluster_dot_api_dot_v1_dot_post__pb2.Envelope.SerializeToString,
+            cluster_dot_api_dot_v1_dot_post__pb2.Envelope.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

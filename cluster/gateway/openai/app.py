@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cluster.gateway.errors_wire import FieldError
+from cluster.gateway.openai.batch_routes import BatchRequest
 from cluster.gateway.openai.chat_routes import chat_routes
 from cluster.gateway.openai.completion_routes import completion_routes
 from cluster.gateway.openai.docs_page import docs_page
@@ -25,7 +26,7 @@ from cluster.gateway.openai.responses_request import ResponsesRequest
 from cluster.gateway.openai.responses_routes import responses_routes
 from cluster.gateway.openai.token_routes import token_routes
 
-BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest)
+BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest, BatchRequest)
 
 
 def create_app(door: Door, routers: Sequence[APIRouter] = (), open_paths: Iterable[str] = ()) -> FastAPI:

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster.api.v1.inference_pb2 import GenerateRequest
@@ -16,9 +15,9 @@ from cluster.gateway.ledger import CallEnd
 from cluster.gateway.openai.errors import HttpError, ended_error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class News:
-    """A chunk, and which of the request's calls it is of."""
+    """A chunk, and which of the request's calls it is of. Not frozen: one is made for every token."""
 
     call: int
     chunk: Chunk
@@ -88,15 +87,21 @@ class Calls:
             self._open.discard(number)
         return News(number, chunk)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """While it lasts the client is being written to; the gateway breaks off what takes too long."""
+    def begin_writing(self) -> None:
+        """From now on the client is being written to; the gateway breaks off what takes too long."""
         now = time.monotonic()
         for call in self.calls:
             call.writing_since = now
-        yield
+
+    def end_writing(self) -> None:
+        """The client took it."""
         for call in self.calls:
             call.writing_since = None
+
+    def nudge(self) -> None:
+        """Whoever waits for news gets an empty chunk where there are none."""
+        for number in self._open:
+            self.calls[number].nudge()
 
     def when_broken(self, act: Callable[[], object] | None) -> None:
         """What to do where the gateway gives the client up."""

@@ -1,6 +1,5 @@
 """The answer of a chat completion, whole and as events."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -9,7 +8,7 @@ from cluster.gateway.openai.accounts import Json, account, usage, usage_of
 from cluster.gateway.openai.calls import Calls, News
 from cluster.gateway.openai.errors import HttpError
 from cluster.gateway.openai.head import Head
-from cluster.gateway.openai.respond import DONE, data_event
+from cluster.gateway.openai.respond import DONE, as_json, data_event
 from cluster.gateway.openai.tool_calls import AnswerReader, ArgumentsSaid, CallBegun, Part, Said
 from core.request import unpack_tokens
 from core.step import TokenLogprobs
@@ -75,7 +74,7 @@ class ChatEvents:
 
     def _plain(self, index: int, text: str) -> bytes:
         """The usual event, put together by hand: it is made for every token."""
-        content = json.dumps(text, ensure_ascii=False)
+        content = as_json(text)
         choice = f'{{"index":{index},"delta":{{"content":{content}}},"logprobs":null,"finish_reason":null}}'
         return self._start + choice.encode() + self._end
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cluster.batches.config import BatchConfig
+
 DEFAULT_HTTP_PORT = 8000
 KEEP_ALIVE_S = 15.0
 
@@ -20,7 +22,7 @@ class CallFormat(StrEnum):
 class HttpConfig:
     """`port` 0 lets the kernel choose. `allowed_origins`: pages of these may call from a browser; none by default.
 
-    A stream that has nothing to say for `keep_alive_s` sends a comment.
+    A stream that has nothing to say for `keep_alive_s` sends a comment. `batches` None: no batch files are taken.
     """
 
     host: str = "127.0.0.1"
@@ -28,3 +30,4 @@ class HttpConfig:
     allowed_origins: tuple[str, ...] = ()
     tool_call_format: CallFormat = CallFormat.AUTO
     keep_alive_s: float = KEEP_ALIVE_S
+    batches: BatchConfig | None = None

@@ -44,7 +44,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     started, taken, parts = loop.time(), 0, list[bytes]()
     while True:
         until = started + max(SLOW_AFTER_S, taken / MIN_BYTES_PER_S)
-        part, more = await _next_part(request, until)
+        part, more = await next_part(request, until)
         taken += len(part)
         if taken <= max_bytes:
             parts.append(part)
@@ -54,7 +54,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             return b"".join(parts)
 
 
-async def _next_part(request: Request, until: float) -> tuple[bytes, bool]:
+async def next_part(request: Request, until: float) -> tuple[bytes, bool]:
+    """A part of the body, and whether more follows. Raises RequestError where it has not come `until` then."""
     try:
         async with asyncio.timeout_at(until):
             message = await request.receive()

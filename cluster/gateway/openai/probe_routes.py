@@ -47,6 +47,8 @@ def probe_routes(door: Door) -> APIRouter:
         """200 while some node prefills and some node decodes and the server is not about to stop, else 503."""
         if gateway.is_draining:
             return HttpError(503, "draining", "the server is about to stop").response()
+        if gateway.cut_off:
+            return HttpError(503, "unavailable", gateway.cut_off, retry_after_s=1.0).response()
         if not door.state().can_serve:
             return HttpError(503, "unavailable", "no node prefills, or none decodes", retry_after_s=1.0).response()
         return JSONResponse({"status": "ready"})

@@ -23,6 +23,9 @@ STOPPING = HttpError(503, "draining", "the server stops before the answer is who
 ABORT = "penstock.abort"
 """Where in a request's state the server leaves how to break its connection off."""
 
+as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""As `json.dumps`, which would make an encoder for every token."""
+
 
 class EventWriter(Protocol):
     """Makes events of what comes; `data` is what stands behind `[DONE]`'s place, empty where a protocol has none."""
@@ -61,7 +64,7 @@ class WholeWriter(Protocol):
 
 def data_event(body: Mapping[str, object]) -> bytes:
     """An event with only data."""
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + as_json(body).encode() + b"\n\n"
 
 
 class Answer(Response):
@@ -124,8 +127,9 @@ class WholeAnswer(Answer):
         if error is not None:
             return await self._refuse(error, scope, receive, send)
         body = await self._body()
-        with self._calls.writing():
-            await Response(body, media_type="application/json", headers=self._own_headers)(scope, receive, send)
+        self._calls.begin_writing()
+        await Response(body, media_type="application/json", headers=self._own_headers)(scope, receive, send)
+        self._calls.end_writing()
 
     async def _body(self) -> str:
         """The body as text; one with many scores is made on a thread, for the most that are told take a second."""
@@ -134,7 +138,7 @@ class WholeAnswer(Answer):
         return await asyncio.to_thread(self._made)
 
     def _made(self) -> str:
-        return json.dumps(self._writer.body(), ensure_ascii=False, separators=(",", ":"))
+        return as_json(self._writer.body())
 
 
 class EventAnswer(Answer):
@@ -145,16 +149,29 @@ class EventAnswer(Answer):
         self._writer = writer
         self._keep_alive_s = keep_alive_s
         self._has_begun = False
+        self._loop = asyncio.get_running_loop()
+        self._said_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._said_at = self._loop.time()
+        self._timer = self._loop.call_at(self._said_at + self._keep_alive_s, self._look)
+        try:
+            await self._write_all(scope, receive, send)
+        finally:
+            self._timer.cancel()
+
+    async def _write_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = None
         while error is None and not self._calls.is_over:
-            news = await self._next(send)
+            news = await self._calls.next()
             error = self._calls.error
             if error is not None and not self._has_begun:
                 return await self._refuse(error, scope, receive, send)
             if news.chunk.token_ids or news.chunk.finish is not None:
                 await self._send(b"".join(self._writer.events(news)), send)
+            elif error is None and news.chunk.ended is None:
+                await self._send(KEEP_ALIVE, send)
         if error is None:
             await self._send(b"".join((*self._writer.finish(), self._writer.done)), send)
         else:
@@ -165,22 +182,23 @@ class EventAnswer(Answer):
         if self._has_begun:
             await send({"type": "http.response.body", "body": self._writer.failed(STOPPING), "more_body": False})
 
-    async def _next(self, send: Send) -> News:
-        """The next chunk; a comment each time that the wait has lasted."""
-        while True:
-            try:
-                async with asyncio.timeout(self._keep_alive_s):
-                    return await self._calls.next()
-            except TimeoutError:
-                await self._send(KEEP_ALIVE, send)
+    def _look(self) -> None:
+        """Whether nothing was said for long. One timer for all of a stream: one for every token costs more than it."""
+        now = self._loop.time()
+        if now - self._said_at >= self._keep_alive_s:
+            self._said_at = now
+            self._calls.nudge()
+        self._timer = self._loop.call_at(self._said_at + self._keep_alive_s, self._look)
 
     async def _send(self, data: bytes, send: Send) -> None:
-        with self._calls.writing():
-            if not self._has_begun:
-                self._has_begun = True
-                headers = [(k.encode(), v.encode()) for k, v in (STREAM_HEADERS | self._own_headers).items()]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._calls.begin_writing()
+        if not self._has_begun:
+            self._has_begun = True
+            headers = [(k.encode(), v.encode()) for k, v in (STREAM_HEADERS | self._own_headers).items()]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._calls.end_writing()
+        self._said_at = self._loop.time()
 
 
 async def _left(receive: Receive) -> None:

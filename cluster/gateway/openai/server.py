@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 
+from cluster.batches.batches import Batches
 from cluster.gateway.http_listening import AsgiServer, HttpPlace
 from cluster.gateway.openai.app import create_app
+from cluster.gateway.openai.batch_routes import batch_routes, batches_off_routes
 from cluster.gateway.openai.door import Door
+from cluster.gateway.openai.file_routes import file_routes
+from cluster.gateway.openai.line_calls import LineCalls
 from cluster.gateway.tls import TLSFiles
 
 
 class HttpServer:
     """Serves one gateway over HTTP/1.1. Binds to loopback unless told otherwise; port 0 lets the kernel choose.
 
-    Owns: its listener. `routers` are mounted beside the interface's own routes, those of their `open_paths` need no
-    key.
+    Owns: its listener, and the batches where it keeps some. `routers` are mounted beside the interface's own routes,
+    those of their `open_paths` need no key.
     """
 
     def __init__(
@@ -27,6 +31,8 @@ class HttpServer:
         self._door = door
         self._routers = routers
         self._open_paths = open_paths
+        kept = door.config.batches
+        self._batches = None if kept is None else Batches(kept, LineCalls(door).ask)
         self._listener = AsgiServer(HttpPlace(door.config.host, door.config.port, "--host or --port", tls))
 
     @property
@@ -43,11 +49,31 @@ class HttpServer:
         return f"curl {self.url}/v1/completions {key}-H 'content-type: application/json' -d '{body}'"
 
     async def start(self) -> int:
-        """Listen; the port. Raises ConfigError where the address cannot be had."""
-        return await self._listener.start(create_app(self._door, self._routers, self._open_paths))
+        """Listen, go on with batches; the port. Raises ConfigError where address or batch folder cannot be had."""
+        batches = self._batches
+        if batches is None:
+            return await self._listener.start(self._app(batches_off_routes()))
+        batches.open()
+        try:
+            port = await self._listener.start(
+                self._app(file_routes(self._door, batches), batch_routes(self._door, batches))
+            )
+        except BaseException:
+            await batches.stop()
+            raise
+        batches.start()
+        return port
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Take no new request, let open ones go on for `grace_s`, then break them off. Twice is fine."""
+        """Take no new request, let open ones go on for `grace_s`, then break them off. Twice is fine.
+
+        Requests of batches are broken off at once: the next start asks them again.
+        """
         if self._listener.is_running:
             self._door.gateway.drain()
+        if self._batches is not None:
+            await self._batches.stop()
         await self._listener.stop(grace_s)
+
+    def _app(self, *own: APIRouter) -> FastAPI:
+        return create_app(self._door, (*own, *self._routers), self._open_paths)

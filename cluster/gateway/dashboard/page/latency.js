@@ -54,18 +54,19 @@ export function drawStages(store) {
   const few = recent(store).filter((each) => each.outcome === "finished"), names = store.now.stages;
   legend(byId("stage-legend"), names.map((name, place) => [`fill-${place}`, STAGE_WORDS[name] ?? name]));
   const means = names.map((_, place) => few.reduce((sum, each) => sum + each.stages_s[place], 0) / (few.length || 1));
-  const whole = means.reduce((sum, each) => sum + each, 0);
-  const wall = few.reduce((sum, each) => sum + each.wall_s, 0) / (few.length || 1);
-  const first = means[0] + means[1] + means[2], targets = [...new Set(few.map((each) => each.slo_ttft_s).filter((each) => each !== null))];
-  const against = targets.length === 1 ? `; until the first token ${seconds(first)} of the target's ${seconds(targets[0])}` : "";
+  const mean = (name) => few.reduce((sum, each) => sum + (each[name] ?? 0), 0) / (few.length || 1);
+  const wall = mean("wall_s"), rest = Math.max(0, wall - means.reduce((sum, each) => sum + each, 0));
+  const parts = [...names.map((name, place) => [STAGE_WORDS[name] ?? name, means[place], `fill-${place}`]), ["unaccounted", rest, "fill-rest"]];
+  const whole = parts.reduce((sum, [, each]) => sum + each, 0), targets = [...new Set(few.map((each) => each.slo_ttft_s).filter((each) => each !== null))];
+  const against = targets.length === 1 ? `; until the first token ${seconds(mean("ttft_s"))} of the target's ${seconds(targets[0])}` : "";
   text(byId("stages-words"), few.length ? `a request takes ${seconds(wall)}${against}; mean of ${few.length}` : "no request has finished yet");
   const box = byId("stages");
   if (!box.children.length) box.append(make("div", "stack"), make("div", "rows"));
-  names.forEach((name, place) => {
-    const bar = box.firstChild.children[place] ?? box.firstChild.appendChild(make("span", `fill-${place}`));
-    bar.style.width = whole ? `${(100 * means[place]) / whole}%` : "0";
+  parts.forEach(([, each, fill], place) => {
+    const bar = box.firstChild.children[place] ?? box.firstChild.appendChild(make("span", fill));
+    bar.style.width = whole ? `${(100 * each) / whole}%` : "0";
   });
-  rows(box.lastChild, names.map((name, place) => [STAGE_WORDS[name] ?? name, whole ? means[place] / whole : 0, seconds(means[place]), `fill-${place}`]));
+  rows(box.lastChild, parts.map(([name, each, fill]) => [name, whole ? each / whole : 0, seconds(each), fill]));
 }
 
 export function drawLosses(store) {

@@ -82,6 +82,7 @@ function askForKey(problem) {
   text(byId("key-problem"), sessionStorage.getItem(KEY) ? problem : "");
   if (form.hidden) {
     form.hidden = false;
+    byId("main").hidden = true;
     byId("key").focus();
   }
   showState("locked", "bad");
@@ -99,6 +100,7 @@ async function look() {
   if (status === 401 || status === 403) return askForKey(told.error.message);
   if (status !== 200) return showState(`no answer: ${told.error.message}`, "bad");
   byId("ask-key").hidden = true;
+  byId("main").hidden = false;
   take(told);
   return draw();
 }
