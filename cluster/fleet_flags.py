@@ -85,8 +85,9 @@ def add_simulate_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--replays",
-        action="store_true",
-        help="adaptive: correct plans by replays of the last arrivals, as live; slower",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="adaptive: correct plans by replays of the last arrivals, as live (default); without is faster",
     )
     parser.add_argument("--json", metavar="FILE", default=None, help="write figures and every request here")
     parser.add_argument("--plot", metavar="FILE.png", default=None, help="draw it (needs the extra `tune`)")

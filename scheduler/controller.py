@@ -209,8 +209,8 @@ class Controller:
 
     def _ask(self, plan: _Plan, view: ClusterView, gain: float, now: float) -> list[Tell]:
         """The planner is asked of what is and of the best of each kind."""
-        is_well = gain < self.config.restraint.small_gain and plan.current.forecast.attainment >= self.config.target
-        if self.config.replays is None or not self.replays.is_due(now, is_well=is_well):
+        is_settled = gain < self.config.restraint.small_gain
+        if self.config.replays is None or not self.replays.is_due(now, is_settled=is_settled):
             return []
         specs = [_believed(view, node) for node in plan.nodes]
         firsts = {option.kind: option for option in reversed(plan.options)}

@@ -19,15 +19,17 @@ BOUNDS = (0.2, 3.0)
 @dataclass(frozen=True, slots=True)
 class ReplayConfig:
     """At most `max_candidates` layouts are replayed with `max_arrivals` requests each, which must span `min_span_s`;
-    again after `interval_s` at the earliest, or after twice that while all is well. For `patience_s` a change waits for
-    an answer; after `lasts_s` an answer says nothing any more."""
+    again after `interval_s` at the earliest; while nothing seems better than what is, after twice as long each time, up
+    to `max_interval_s`. For `patience_s` a change waits for an answer; after `lasts_s` an answer says nothing any more.
+    """
 
     max_candidates: int = 5
     max_arrivals: int = 400
     min_span_s: float = 8.0
     interval_s: float = 15.0
+    max_interval_s: float = 240.0
     patience_s: float = 6.0
-    lasts_s: float = 90.0
+    lasts_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,14 @@ class Replayed:
 
 
 class Replays:
-    """Owns: the open question and the last answer. `num_stale` answers came to questions that were no longer open."""
+    """Owns: the open question, the last answer, and how often in a row nothing was better than what is. `num_stale`
+    answers came to questions that were no longer open."""
 
     def __init__(self, config: ReplayConfig) -> None:
         self.config = config
         self._num_asked = 0
         self._asked_at = float("-inf")
+        self._num_settled = 0
         self._open: tuple[Option, ...] = ()
         self._answered_at = float("-inf")
         self._by_key: dict[tuple[tuple[str, int], ...], tuple[str, float]] = {}
@@ -56,10 +60,14 @@ class Replays:
         """The load or the nodes are others now: what was asked and answered is of the past."""
         self._open, self._by_key, self._by_kind = (), {}, {}
         self._asked_at = self._answered_at = float("-inf")
+        self._num_settled = 0
 
-    def is_due(self, now: float, *, is_well: bool) -> bool:
-        """Whether to ask again; `is_well`: nothing seems better than what is."""
-        return now - self._asked_at >= self.config.interval_s * (2.0 if is_well else 1.0)
+    def is_due(self, now: float, *, is_settled: bool) -> bool:
+        """Whether to ask again; `is_settled`: nothing seems better than what is."""
+        if not is_settled:
+            self._num_settled = 0
+        since_s, config = now - self._asked_at, self.config
+        return since_s >= min(config.max_interval_s, config.interval_s * 2.0**self._num_settled)
 
     def knows(self, option: Option) -> bool:
         """Whether an answer speaks of this very layout."""
@@ -87,6 +95,7 @@ class Replays:
         longer = load.mean_output * len(last) / sum(each.output_tokens for each in last)
         self._num_asked += 1
         self._asked_at, self._open = now, tuple(options[: config.max_candidates])
+        self._num_settled += 1
         asked = WhatIfAsked(
             self._num_asked,
             tuple(specs),
