@@ -75,6 +75,10 @@ def add_fleet_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+FEW_NODES = 16
+"""Up to so many nodes a simulation replays by itself; with 32 it would take five times as long."""
+
+
 def add_simulate_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `penstock simulate`."""
     parser.add_argument(
@@ -86,8 +90,8 @@ def add_simulate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replays",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="adaptive: correct plans by replays of the last arrivals, as live (default); without is faster",
+        default=None,
+        help=f"adaptive: correct plans by replays of the last arrivals, as live; slower (default: up to {FEW_NODES} nodes)",
     )
     parser.add_argument("--json", metavar="FILE", default=None, help="write figures and every request here")
     parser.add_argument("--plot", metavar="FILE.png", default=None, help="draw it (needs the extra `tune`)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.console import OUT
 from cluster.cost_sources import CostAsked, NodeKind, node_kind
-from cluster.fleet_flags import fleet_problems
+from cluster.fleet_flags import FEW_NODES, fleet_problems
 from cluster.fleet_plan import Arm, Recipe, arm_of
 from cluster.load_plots import save_run_plot
 from cluster.load_report import request_samples
@@ -63,7 +63,8 @@ def _asked(args: argparse.Namespace) -> Asked:
     if args.plot:
         check_plotting()
     slo, trace = slo_of(args), asked_workload(args)
-    arm = replace(arm_of(args.layout, args.nodes), replays=args.replays)
+    arm = arm_of(args.layout, args.nodes)
+    arm = replace(arm, replays=arm.num_nodes <= FEW_NODES if args.replays is None else args.replays)
     recipe = recipe_of(args, args.tp, args.prefill_tp, trace.workload)
     return Asked(recipe, arm, trace, slo, args.seed)
 

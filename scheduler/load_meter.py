@@ -16,7 +16,7 @@ from scheduler.closed_forms import Load
 GOLDEN = 0.618033988749895
 """Its multiples, less their whole parts, are spread evenly however many of them there are."""
 
-NUM_LENGTHS = 8
+NUM_LENGTHS = 16
 
 GRAINS = 8
 """Into so many parts a step's window is divided: sums over these are kept instead of looking at every request."""
