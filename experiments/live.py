@@ -67,8 +67,8 @@ LARGEST_CHUNK = 512
 READY = re.compile(r"serving \S+ on (\S+);")
 START_S, STOP_S = 120.0, 30.0
 LOOK_S = 1.0
-PACED_TABLE = "PENSTOCK_PACED_TABLE"
-"""The environment's variable that names the table of paced nodes."""
+PACED_TABLE = "PACED_TABLE"
+"""The environment's variable that names the table of paced nodes; `PENSTOCK_…` would be taken for an option."""
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 

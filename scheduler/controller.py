@@ -8,7 +8,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 from core.commands import Tell
-from core.decisions import Decided, Decision, DecisionKind, MixStep
+from core.decisions import Decided, Decision, DecisionKind, Fact, MixStep
 from core.events import Event, RequestArrived, StreamEnded
 from core.goodput import Outcome
 from core.ids import OPERATOR, NodeId, node_name
@@ -18,6 +18,7 @@ from core.whatif import WhatIfAnswered
 from scheduler.capacity import Capacity, CapacityConfig
 from scheduler.closed_forms import Load
 from scheduler.config import SchedulerConfig
+from scheduler.first_chunks import first_chunks
 from scheduler.layouts import Floors, Option, PlanNode, Search
 from scheduler.load_meter import LoadMeter, MeterConfig
 from scheduler.plan_nodes import LinkMeter, plan_nodes
@@ -121,6 +122,7 @@ class Controller:
         self._nodes: frozenset[tuple[NodeId, bool]] = frozenset()
         self._contrary_since: float | None = None
         self._chosen_for: Load | None = None
+        self._has_begun = False
         self._advised: tuple[tuple[str, int], ...] = ()
 
     def observe(self, event: Event, view: ClusterView, now: float) -> None:
@@ -148,7 +150,7 @@ class Controller:
         nodes = plan_nodes(view, pinned, self._links.byte_s(view, config))
         plan = self._plan(nodes, is_stepped or settles, now) if nodes else None
         if plan is None:
-            return Verdict()
+            return self._begin(nodes or [], now)
         verdict = self._choose(plan, view, now)
         tells = [*verdict.tells, *self._judge(plan, now)]
         if self._capacity is not None:
@@ -185,6 +187,20 @@ class Controller:
         current = next(option for option in options if option.key == key)
         uncorrected = {option.key: option for option in found}
         return _Plan(nodes, comes, load, goal, current, options, uncorrected, is_stepped)
+
+    def _begin(self, nodes: list[PlanNode], now: float) -> Verdict:
+        """The first request is there and little is known: chunks that rows can bear."""
+        if self._has_begun or not nodes or not self._meter.arrivals():
+            return Verdict()
+        self._has_begun, slo = True, self._meter.slo() or self.config.slo
+        changes = first_chunks(nodes, slo.tpot_s)
+        if not changes or self.config.advises:
+            return Verdict()
+        was = {node.node: node.mix for node in nodes}
+        steps = tuple(MixStep(node, was[node], mix) for node, mix in changes)
+        reason = "chunks that rows can bear, until more is known of the load"
+        decision = Decision(now, DecisionKind.BUDGET, reason, steps, (Fact("tpot_slo_s", slo.tpot_s),))
+        return Verdict(changes, (Tell(OPERATOR, Decided(decision)),))
 
     # ── choosing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
