@@ -143,10 +143,10 @@ class LengthModel:
                 group.going, group.lengths = {}, None
         for tenant, priority, num_tokens in answers:
             index = min(bisect_left(EDGES, num_tokens), len(EDGES) - 1)
-            for group in (self._all, self._groups.get((tenant, priority))):
-                if group is not None:
-                    group.going[index] = group.going.get(index, 0) + 1
-                    group.lengths = None
+            own = self._groups.get((tenant, priority))
+            for each in (self._all,) if own is None else (self._all, own):
+                each.going[index] = each.going.get(index, 0) + 1
+                each.lengths = None
 
     def lengths(self, tenant: str, priority: int) -> Lengths:
         """The distribution of a group; a new one is like all."""
