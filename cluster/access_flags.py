@@ -12,6 +12,7 @@ from cluster.gateway.limits import Limits
 from core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cluster.gateway.tls import TLSFiles
     from cluster.service import ServiceConfig
 
 NO_ADMIN = -1
@@ -26,16 +27,7 @@ def add_access_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="API keys by their hashes, tenants, limits and SLO classes (docs/security.md; `penstock keys new`)",
     )
-    group.add_argument(
-        "--insecure-no-keys",
-        action="store_true",
-        help="listen beyond loopback although no key is asked for; for a network that lets trusted callers in only",
-    )
-    group.add_argument("--tls-cert", default=None, metavar="FILE", help="the servers' certificate chain, PEM")
-    group.add_argument("--tls-key", default=None, metavar="FILE", help="its key, PEM, unencrypted")
-    group.add_argument(
-        "--tls-client-ca", default=None, metavar="FILE", help="clients must show a certificate that it signed (mTLS)"
-    )
+    add_server_flags(group)
     group.add_argument(
         "--max-open-requests",
         type=int,
@@ -50,11 +42,6 @@ def add_access_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of answers whose request names no length",
     )
-    group.add_argument(
-        "--vllm-grpc",
-        action="store_true",
-        help="speak vLLM's gRPC engine contract on the gRPC port as well (needs the extra smg)",
-    )
     group.add_argument("--admin-host", default="127.0.0.1", help="address that the operators' port binds")
     group.add_argument(
         "--admin-port",
@@ -65,24 +52,35 @@ def add_access_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_server_flags(group: "argparse._ArgumentGroup") -> None:
+    """Of the public servers of any gateway: certificates, contracts, and whether anybody may call."""
+    group.add_argument(
+        "--insecure-no-keys",
+        action="store_true",
+        help="listen beyond loopback although no key is asked for; for a network that lets trusted callers in only",
+    )
+    group.add_argument("--tls-cert", default=None, metavar="FILE", help="the servers' certificate chain, PEM")
+    group.add_argument("--tls-key", default=None, metavar="FILE", help="its key, PEM, unencrypted")
+    group.add_argument(
+        "--tls-client-ca", default=None, metavar="FILE", help="clients must show a certificate that it signed (mTLS)"
+    )
+    group.add_argument(
+        "--vllm-grpc",
+        action="store_true",
+        help="speak vLLM's gRPC engine contract on the gRPC port as well (needs the extra smg)",
+    )
+
+
 def with_access(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceConfig":
     """A service with its keys, certificates and operators' port. Raises ConfigError with every problem."""
     from cluster.gateway.listening import Endpoint
-    from cluster.gateway.tls import TLSFiles
 
     if problems := access_problems(args):
         raise ConfigError(problems)
     access = access_settings(args)
-    tls = None
-    if args.tls_cert is not None:
-        paths = (args.tls_cert, args.tls_key, args.tls_client_ca)
-        cert, key, client_ca = (None if path is None else Path(path).expanduser() for path in paths)
-        assert cert is not None and key is not None, "checked above"
-        tls = TLSFiles(cert, key, client_ca)
-        tls.check()
+    tls = server_tls(args)
     check_host(config.grpc_host, "--host", access.is_open, args)
-    if args.vllm_grpc and find_spec("smg_grpc_proto") is None:
-        raise ConfigError(["--vllm-grpc needs the extra smg: pip install 'penstock[smg]'"])
+    check_contract(args)
     limits = replace(config.limits, max_streams=args.max_open_requests, default_max_tokens=args.default_max_tokens)
     path = None if args.access_file is None else Path(args.access_file).expanduser()
     config = replace(config, access=access, access_file=path, tls=tls, limits=limits, vllm_grpc=args.vllm_grpc)
@@ -94,6 +92,28 @@ def with_access(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceCo
     check_host(args.admin_host, "--admin-host", not access.has_admin, args)
     admin = Endpoint(args.admin_host, port, tls, "--admin-host or --admin-port")
     return replace(config, admin=admin)
+
+
+def server_tls(args: argparse.Namespace) -> "TLSFiles | None":
+    """The servers' certificate, read and checked. Raises ConfigError."""
+    from cluster.gateway.tls import TLSFiles
+
+    if problems := tls_problems(args):
+        raise ConfigError(problems)
+    if args.tls_cert is None:
+        return None
+    paths = (args.tls_cert, args.tls_key, args.tls_client_ca)
+    cert, key, client_ca = (None if path is None else Path(path).expanduser() for path in paths)
+    assert cert is not None and key is not None, "checked above"
+    tls = TLSFiles(cert, key, client_ca)
+    tls.check()
+    return tls
+
+
+def check_contract(args: argparse.Namespace) -> None:
+    """Raises ConfigError where a contract is asked for whose extra is not installed."""
+    if args.vllm_grpc and find_spec("smg_grpc_proto") is None:
+        raise ConfigError(["--vllm-grpc needs the extra smg: pip install 'penstock[smg]'"])
 
 
 def access_settings(args: argparse.Namespace) -> AccessSettings:
@@ -110,16 +130,22 @@ def access_settings(args: argparse.Namespace) -> AccessSettings:
 
 def access_problems(args: argparse.Namespace) -> list[str]:
     """What is wrong with the flags themselves, files aside."""
-    found = []
-    if (args.tls_cert is None) != (args.tls_key is None):
-        found.append("--tls-cert and --tls-key go together")
-    if args.tls_client_ca is not None and args.tls_cert is None:
-        found.append("--tls-client-ca needs --tls-cert and --tls-key")
+    found = tls_problems(args)
     if args.admin_port is not None and not NO_ADMIN <= args.admin_port <= 65535:
         found.append(f"--admin-port must be from 0 to 65535, or -1 for none, not {args.admin_port}")
     for flag in ("max_open_requests", "default_max_tokens"):
         if getattr(args, flag) < 1:
             found.append(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
+    return found
+
+
+def tls_problems(args: argparse.Namespace) -> list[str]:
+    """Which of the three files are missing beside the others."""
+    found = []
+    if (args.tls_cert is None) != (args.tls_key is None):
+        found.append("--tls-cert and --tls-key go together")
+    if args.tls_client_ca is not None and args.tls_cert is None:
+        found.append("--tls-client-ca needs --tls-cert and --tls-key")
     return found
 
 

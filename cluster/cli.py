@@ -30,6 +30,7 @@ from cluster.observe_flags import add_observe_flags
 from cluster.profile_flags import add_profile_flags
 from cluster.sampling_flags import add_sampling_flags
 from cluster.text_flags import add_chat_flags, add_run_batch_flags
+from cluster.trace_flags import add_trace_flags
 from core.errors import PenstockError
 from core.timers import Timers
 
@@ -116,12 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--json", metavar="FILE", default=None, help="write the differences here")
     replay.set_defaults(run=_replay)
 
-    trace = commands.add_parser("trace", help="convert a trace or a generated workload to the native form")
-    trace.add_argument("what", choices=("convert",))
-    trace.add_argument("source", metavar="IN", help="a file or a generator, as --workload takes it")
-    trace.add_argument("target", metavar="OUT", help="the native trace, JSON lines")
-    trace.add_argument("--seed", type=int, default=0, help="of what is generated")
-    trace.set_defaults(run=_trace)
+    trace = commands.add_parser("trace", help="workloads as files; where the time of the last requests went")
+    add_trace_flags(trace)
 
     bench = commands.add_parser("bench", help="measure Penstock, arms alternated, beside the machine's own limits")
     add_bench_flags(bench)
@@ -285,12 +282,6 @@ def _replay(args: argparse.Namespace) -> int:
     from cluster.replay_command import run_replay
 
     return run_replay(args)
-
-
-def _trace(args: argparse.Namespace) -> int:
-    from cluster.trace_command import run_trace_convert
-
-    return run_trace_convert(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

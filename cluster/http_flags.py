@@ -3,13 +3,19 @@
 import argparse
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
+from cluster.batches.config import DEFAULT_MAX_CONCURRENT, DEFAULT_MAX_FILE_MB, DEFAULT_MAX_LINES, MB, BatchConfig
 from cluster.gateway.openai.config import DEFAULT_HTTP_PORT, CallFormat, HttpConfig
 from core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cluster.gateway_service import GatewayConfig
     from cluster.service import ServiceConfig
+
+C = TypeVar("C", "ServiceConfig", "GatewayConfig")
+"""What is served by: beside a head, or joined to one."""
 
 NO_HTTP = -1
 
@@ -36,9 +42,31 @@ def add_http_flags(parser: argparse.ArgumentParser) -> None:
         default=CallFormat.AUTO.value,
         help="how the model writes tool calls; auto: as its chat template says",
     )
+    _add_batch_flags(parser)
 
 
-def with_http(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceConfig":
+def _add_batch_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("batch files")
+    group.add_argument(
+        "--batch-dir",
+        default=None,
+        metavar="DIR",
+        help="keep batch files and their results here (default: none are taken)",
+    )
+    group.add_argument(
+        "--batch-max-file-mb", type=int, default=DEFAULT_MAX_FILE_MB, metavar="MB", help="of one input, in 10^6 bytes"
+    )
+    group.add_argument("--batch-max-lines", type=int, default=DEFAULT_MAX_LINES, metavar="N", help="of one input")
+    group.add_argument(
+        "--batch-max-concurrent",
+        type=int,
+        default=DEFAULT_MAX_CONCURRENT,
+        metavar="N",
+        help="requests of all batches that are at work at once",
+    )
+
+
+def with_http(config: C, args: argparse.Namespace) -> C:
     """A service with its HTTP interface. Raises ConfigError with every problem."""
     problems, origins = [], _origins(args.allowed_origins)
     port = args.port
@@ -50,11 +78,27 @@ def with_http(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceConf
         problems.append(f"--port and --grpc-port are both {port}")
     if origins is None:
         problems.append(f'--allowed-origins must be a JSON list of texts, as ["*"], not {args.allowed_origins[:64]}')
+    batches = _batches(args, problems)
+    if port == NO_HTTP and batches is not None:
+        problems.append("--batch-dir needs the HTTP interface: --port is -1")
     if problems or origins is None:
         raise ConfigError(problems)
     if port == NO_HTTP:
         return config
-    return replace(config, http=HttpConfig(config.grpc_host, port, origins, CallFormat(args.tool_call_parser)))
+    http = HttpConfig(config.grpc_host, port, origins, CallFormat(args.tool_call_parser), batches=batches)
+    return replace(config, http=http)
+
+
+def _batches(args: argparse.Namespace, problems: list[str]) -> BatchConfig | None:
+    """None where none are kept; the limits are checked all the same."""
+    for name in ("max_file_mb", "max_lines", "max_concurrent"):
+        if (value := getattr(args, f"batch_{name}")) < 1:
+            problems.append(f"--batch-{name.replace('_', '-')} must be at least 1, not {value}")
+    if args.batch_dir is None:
+        return None
+    folder, max_file_bytes = Path(args.batch_dir).expanduser().absolute(), args.batch_max_file_mb * MB
+    stored = max(BatchConfig(folder).max_stored_bytes, 2 * max_file_bytes)
+    return BatchConfig(folder, max_file_bytes, args.batch_max_lines, args.batch_max_concurrent, stored)
 
 
 def _origins(text: str) -> tuple[str, ...] | None:

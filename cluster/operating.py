@@ -91,10 +91,10 @@ class ClusterOperator:
 
     async def remove_node(self, slot: str) -> None:
         """Gives a slot up, with the node in it. Raises ConfigError for an unknown name."""
-        await self._cluster.remove_node(slot)
-        del self._begun[slot]
+        self._begun.pop(slot, None)
         self._set.pop(slot, None)
         self._drained.discard(slot)
+        await self._cluster.remove_node(slot)
 
     async def drain(self, slot: str, for_restart: bool = False) -> int:
         """Closes a slot and waits until its node is empty; how many attempts were left.

@@ -1,6 +1,10 @@
 """The one tree of errors. Inside machines a failure is an event; exceptions live at borders and are translated once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +152,12 @@ class ConfigError(PenstockError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+
+def collected(problems: list[str], part: Callable[[], T]) -> T | None:
+    """A part of a configuration; None where it is not sound, its problems then noted."""
+    try:
+        return part()
+    except ConfigError as error:
+        problems += error.problems
+        return None

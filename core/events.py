@@ -11,6 +11,7 @@ from core.errors import ErrorInfo
 from core.goodput import Outcome
 from core.ids import AttemptId, GatewayId, NodeId, RequestId
 from core.kv import KVHandle
+from core.membership import GatewayLost
 from core.mix import Mix, NodeSpec
 from core.request import Request
 from core.stats import NodeStats, Timing
@@ -381,6 +382,7 @@ SchedulerEvent = (
     | StatsReported
     | NodeJoined
     | NodeLost
+    | GatewayLost
     | Overridden
     | OverrideLifted
     | WhatIfAnswered

@@ -3,7 +3,8 @@
 from typing import NewType
 
 RequestId = NewType("RequestId", str)
-"""128 random bits in hex, minted by the gateway; the client's own id is echoed and never used as a key."""
+"""Minted by a gateway: what sets its own id apart from others', then 96 random bits, 32 hex digits in all. The client's
+own id is echoed and never used as a key."""
 
 AttemptId = NewType("AttemptId", str)
 """One try of one request: `<request id>#<number>`; the only name that a node sees."""

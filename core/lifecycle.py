@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from core import events
+from core.membership import GatewayLost
 
 
 class RequestState(StrEnum):
@@ -176,6 +177,7 @@ REQUEST = Table(
         (_R.WAITING, Inner.ROUTE, "routed ended", "book slot and credit together, `Submitted`; or `RequestEnded`"),
         (_R.WAITING, events.RequestCancelled, "ended", "leave the queue; no node is told"),
         (_R.WAITING, events.StreamEnded, "ended", "leave the queue"),
+        (_R.WAITING, GatewayLost, "ended", "leave the queue"),
         (_R.WAITING, events.AttemptFinished, "waiting", "return an earlier attempt's credits"),
         (_R.WAITING, events.NodeLost, "waiting ended", "return its credits; end where nobody is left"),
         (_R.WAITING, events.Tick, "waiting ended", "deadline or waiting time over: `RequestEnded`"),
@@ -188,11 +190,13 @@ REQUEST = Table(
         (_R.ROUTED, events.StreamSilent, "resuming", "`AttemptLost` to the gateway, `Dropped` to the nodes"),
         (_R.ROUTED, events.StreamEnded, "ended", "`Dropped` to nodes that have not reported"),
         (_R.ROUTED, events.RequestCancelled, "ended", "`Dropped` to both nodes at once"),
+        (_R.ROUTED, GatewayLost, "ended", "`Dropped` to both nodes at once"),
         (_R.ROUTED, events.Tick, "routed resuming ended", "deadline over: `RequestEnded`, `Dropped`; all nodes have "
          "reported, and its last tokens do not come: `AttemptLost`; its node drains: `MigrateAsked`"),
         (_R.RESUMING, events.RequestResumed, "waiting ended", "eligible: wait with the log, by age; else failed"),
         (_R.RESUMING, events.RequestCancelled, "ended", "nothing runs for it any more"),
         (_R.RESUMING, events.StreamEnded, "ended", "the stream was complete after all"),
+        (_R.RESUMING, GatewayLost, "ended", "nothing runs for it any more"),
         (_R.RESUMING, events.AttemptFinished, "resuming", "return credits"),
         (_R.RESUMING, events.NodeLost, "resuming", "return credits"),
         (_R.RESUMING, events.Tick, "resuming ended", "deadline over, or no answer of the gateway: failed"),

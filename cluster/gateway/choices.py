@@ -60,7 +60,7 @@ class ClientCall:
     @property
     def pending_bytes(self) -> int:
         """What waits for the client."""
-        return sum(stream.pending_bytes for stream in self._streams.values())
+        return sum([stream.pending_bytes for stream in self._turns])
 
     @property
     def num_used_tokens(self) -> int:

@@ -101,9 +101,10 @@ class ClientStream:
         self._pieces += self._texts(delivered.token_ids)
         num_taken = self.text.num_tokens - before
         self._token_ids += delivered.token_ids[:num_taken]
-        scores = delivered.logprobs[:num_taken]
-        self._logprobs += scores
-        self._score_bytes += sum(PENDING_SCORE_BYTES + PENDING_TOP_BYTES * len(score.top_ids) for score in scores)
+        if delivered.logprobs:
+            scores = delivered.logprobs[:num_taken]
+            self._logprobs += scores
+            self._score_bytes += sum(PENDING_SCORE_BYTES + PENDING_TOP_BYTES * len(score.top_ids) for score in scores)
         self._prompt_logprobs = delivered.prompt_logprobs or self._prompt_logprobs
         self._note_times(num_taken, now)
 

@@ -31,7 +31,7 @@ class ByteDetokenizer:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The text that became certain with these tokens."""
-        return self._decoder.decode(b"".join(self._token_bytes(token) or b"" for token in token_ids))
+        return self._decoder.decode(b"".join([self._token_bytes(token) or b"" for token in token_ids]))
 
     def finish(self) -> str:
         """The rest, once no token will follow."""

@@ -10,14 +10,18 @@ from typing import Protocol, cast, get_args
 
 from cluster.gateway.cluster_state import ClusterState as GatewayView
 from cluster.gateway.cluster_state import NodeState as GatewayNode
+from cluster.gateway.keys import AccessSettings
 from cluster.live.config import LiveConfig, NodeSlot
+from cluster.live.gateways import Gateways, News
 from cluster.live.handshake import ClusterToken
 from cluster.live.head import Handle, Head, NodeState
 from cluster.live.launcher import Launcher
 from cluster.live.local import LocalLauncher
 from cluster.live.orders import HeadPlace, NodeOrder
 from cluster.live.planning import Planning
+from cluster.live.post import no_services
 from cluster.live.supervisor import OnProgress, SlotState, Supervisor
+from cluster.live.token_file import kept_token
 from core.commands import Command, Tell
 from core.decisions import CapacityTarget, Decided, Decision, DecisionKind, OverrideLifted
 from core.errors import ConfigError
@@ -67,13 +71,14 @@ class LiveCluster:
         if problems:
             raise ConfigError(problems)
         self._config = config
-        self._token = ClusterToken.mint()
+        self._token = kept_token(config.token_file) if config.token_file else ClusterToken.mint()
         self._mixes = {slot.name: slot.mix for slot in config.slots}
         self._place: HeadPlace | None = None
         self._launcher = launcher or make_launcher(config)
         self._head = Head(f"head@{secrets.token_hex(4)}", self._token, config.timers)
         self._supervisor = Supervisor(self._launcher, self._head, self._order, on_progress)
         self._draining: dict[NodeId, asyncio.Future[int]] = {}
+        self._gateways: Gateways | None = None
         self._planning = Planning(lambda answer: self._head.tell(SCHEDULER, answer))
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self.on_decided: Callable[[Decision], object] = lambda decision: None
@@ -85,7 +90,8 @@ class LiveCluster:
     async def start(self) -> None:
         """Returns when every node is ready. Raises ConfigError or NodeLost, and then nothing is left running."""
         try:
-            self._place = await self._head.start(await self._launcher.open())
+            services = self._gateways.add_to if self._gateways else no_services
+            self._place = await self._head.start(await self._launcher.open(), self._config.port, services)
             await self._supervisor.start(self._config.slots)
         except BaseException:
             await self.stop()
@@ -95,6 +101,8 @@ class LiveCluster:
         """Ends everything; gateways are told nothing more. Twice is fine."""
         for drained in self._draining.values():
             drained.cancel()
+        if self._gateways is not None:
+            await self._gateways.stop()
         await self._head.stop()
         await self._planning.stop()
         await self._supervisor.stop()
@@ -104,7 +112,7 @@ class LiveCluster:
         """Waits until an invariant of the scheduler or a gateway is broken; the process must then go."""
         return await self._head.broken()
 
-    # ── the gateway ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── gateways ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def join(self, gateway: GatewayId, handle: Callable[[GatewayEvent, float], object]) -> None:
         """Hosts a gateway: what is addressed to it, and `Tick`, reach `handle`, which carries out its own commands."""
@@ -113,6 +121,25 @@ class LiveCluster:
             handle(cast(GatewayEvent, event), now)
 
         self._head.register(gateway, take, get_args(GatewayEvent))
+
+    def admit_gateways(self, news: News) -> None:
+        """Gateways of other processes may join, from the start on, if they hold the token of `config.token_file`."""
+        self._gateways = Gateways(self._head, self._token, news)
+
+    def tell_access(self, access: AccessSettings) -> None:
+        """Has gateways of other processes know who may call from now on."""
+        if self._gateways is not None:
+            self._gateways.tell_access(access)
+
+    @property
+    def address(self) -> str:
+        """Where gateways of other processes join; empty before the start, and where none may."""
+        return self._place.address if self._place is not None and self._gateways is not None else ""
+
+    @property
+    def gateways(self) -> tuple[GatewayId, ...]:
+        """Those of other processes that are members now."""
+        return self._head.gateways
 
     def tell(self, tell: Tell) -> None:
         """Carries a gateway's message away."""

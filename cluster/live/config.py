@@ -113,13 +113,19 @@ class RaySettings:
 
 @dataclass(frozen=True, slots=True)
 class LiveConfig:
-    """A whole live cluster. `launcher` is `local` (processes) or `ray` (actors)."""
+    """A whole live cluster. `launcher` is `local` (processes) or `ray` (actors).
+
+    `token_file`: gateways of other processes may join, with the cluster token that is kept there. `port` is where nodes
+    and they find the head; 0: of the kernel's choice.
+    """
 
     node: NodeSettings
     slots: tuple[NodeSlot, ...]
     launcher: str = "local"
     timers: Timers = field(default_factory=Timers)
     ray: RaySettings = field(default_factory=RaySettings)
+    token_file: Path | None = None
+    port: int = 0
 
     def problems(self) -> list[str]:
         """What is wrong with it; empty when it is sound."""

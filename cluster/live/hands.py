@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue, SimpleQueue
 from typing import Protocol
 
 from cluster.live.neighbours import Neighbours
@@ -51,12 +51,14 @@ class Steps:
     """Runs plans in order. While a device runs one, the next is launched if it comes in time.
 
     Owns: the thread `steps`, and with it the executor.
+    Plans wait in a `Queue`, for the timed `get` of a `SimpleQueue` can wait for ever: where its thread is kept off the
+    processor until the time is up, what is left of it is negative, and CPython takes that for no limit.
     """
 
     def __init__(self, executor: Runner, answer: Answer) -> None:
         self._executor = executor
         self._answer = answer
-        self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
+        self._plans: Queue[StepPlan | None] = Queue()
         self._launched: deque[tuple[int, Running | StepFailed]] = deque()
         self._began: float | None = None
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
@@ -65,6 +67,11 @@ class Steps:
     def run(self, plan: StepPlan) -> None:
         """Queues a plan; answered by `StepDone` or `StepFailed`."""
         self._plans.put(plan)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether plans are still run; False once stopped, or where the thread broke: its plans are never answered."""
+        return self._thread.is_alive()
 
     def running_s(self) -> float:
         """How long the step that runs now has been running; 0 where none does."""
@@ -87,9 +94,7 @@ class Steps:
     def _next_plan(self) -> StepPlan | None:
         """The next plan. What runs is collected first, unless a plan comes while the device is busy with it."""
         while self._launched:
-            running = self._launched[0][1]
-            is_done = isinstance(running, StepFailed) or running.is_done
-            if not is_done and len(self._launched) < MAX_LAUNCHED:
+            if len(self._launched) < MAX_LAUNCHED and not _is_done(self._launched[0][1]):
                 with suppress(Empty):
                     return self._plans.get(timeout=PLAN_AHEAD_S)
             self._collect()
@@ -110,6 +115,14 @@ class Steps:
             event = _failed_step(step, error)
         self._began = time.monotonic() if self._launched else None
         self._answer(event)
+
+
+def _is_done(running: Running | StepFailed) -> bool:
+    """A device that cannot even say whether it is done is asked no further: collecting tells what is wrong."""
+    try:
+        return isinstance(running, StepFailed) or running.is_done
+    except Exception:
+        return True
 
 
 def _failed_step(step: int, error: Exception) -> StepFailed:
@@ -179,8 +192,9 @@ class Fetches:
     def _prepare(self, node: NodeId) -> None:
         try:
             self._neighbours.reach(node)
-        except TransferError as error:
-            LOG.warning("the pool of %s cannot be read yet: %s", node, error)
+        except Exception as error:
+            is_odd = not isinstance(error, TransferError)
+            LOG.warning("the pool of %s cannot be read yet: %s", node, error, exc_info=is_odd)
 
     def _fetch(self, command: FetchKV) -> NodeEvent:
         try:

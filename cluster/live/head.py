@@ -7,23 +7,37 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from cluster.api.v1.post_pb2 import NodeReport, PeersChanged
+from cluster.api.v1.post_pb2 import NodeReport, Peer, PeersChanged
 from cluster.live.handshake import ClusterToken
 from cluster.live.last_events import LastEvents
 from cluster.live.launcher import RunningNode
 from cluster.live.mail import Notice
 from cluster.live.orders import HeadPlace
-from cluster.live.post import Post
+from cluster.live.post import AddServices, Post, no_services
 from cluster.live.transfers import transfers_of
 from core.commands import Command, Tell
-from core.events import Event, MixChanged, NodeJoined, NodeLost, StatsReported, Tick
-from core.ids import SCHEDULER, Address, NodeId
+from core.events import (
+    Event,
+    MixChanged,
+    NodeJoined,
+    NodeLost,
+    RequestArrived,
+    RequestCancelled,
+    RequestResumed,
+    StatsReported,
+    StreamEnded,
+    StreamSilent,
+    Tick,
+)
+from core.ids import SCHEDULER, Address, GatewayId, NodeId
+from core.membership import GatewayLost
 from core.mix import Mix
 from core.stats import NodeStats
 from core.timers import Timers
 from core.transfer import NO_TRANSFERS, TransferReport
 
 LOG = logging.getLogger("penstock.head")
+OF_A_GATEWAY = RequestArrived | RequestCancelled | RequestResumed | StreamEnded | StreamSilent
 Handle = Callable[[Event, float], Iterable[Command] | None]
 """A machine's `handle`; None where what runs the machine carries out its commands itself."""
 
@@ -43,6 +57,12 @@ class NodeState:
     num_failed_fetches: int
     num_bytes: int
     transfers: TransferReport = NO_TRANSFERS
+    address: str = ""
+
+    @property
+    def host(self) -> str:
+        """The address of its host; on Kubernetes its pod's."""
+        return self.address.rpartition(":")[0].strip("[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +97,23 @@ class Head:
     """
 
     def __init__(self, me: str, token: ClusterToken, timers: Timers, term: int = 1) -> None:
-        self._me = me
-        self._term = term
+        self.me = me
+        self.term = term
         self._timers = timers
         self._post = Post(me, token, self, timers, term)
         self._machines: dict[Address, _Registered] = {}
         self._members: dict[NodeId, _Member] = {}
+        self._gateways: dict[GatewayId, str] = {}
         self._queue: deque[tuple[Address, Event]] = deque()
         self._ticking: asyncio.Task[None] | None = None
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.num_foreign = 0
 
-    async def start(self, host: str) -> HeadPlace:
-        """Listens for nodes and begins to tick; where nodes find us."""
-        address = await self._post.start(host)
+    async def start(self, host: str, port: int = 0, also: AddServices = no_services) -> HeadPlace:
+        """Listens for nodes and begins to tick; where nodes find us. As `Post.start`."""
+        address = await self._post.start(host, port, also)
         self._ticking = asyncio.create_task(self._tick())
-        return HeadPlace(self._me, address, self._term)
+        return HeadPlace(self.me, address, self.term)
 
     async def stop(self) -> None:
         """Leaves all links; machines are told nothing more. Twice is fine."""
@@ -186,11 +207,42 @@ class Head:
         states = (_state(node, member) for node, member in self._members.items())
         return tuple(sorted(states, key=lambda state: state.slot))
 
+    def admit_gateway(self, gateway: GatewayId, address: str) -> None:
+        """A gateway of another process: nodes are told of it before it can send a request. Raises ValueError for an id
+        that is taken."""
+        if gateway in self._gateways or gateway in self._machines:
+            raise ValueError(f"there is a {gateway} already")
+        self._gateways[gateway] = address
+        self._post.admit(gateway, address)
+        self._tell_peers()
+        LOG.info("%s joins, from %s", gateway, address)
+
+    def remove_gateway(self, gateway: GatewayId, why: str) -> None:
+        """A gateway is gone for good: the scheduler and the nodes are told at once. Twice is fine."""
+        if self._gateways.pop(gateway, None) is None:
+            return
+        LOG.info("%s is gone: %s", gateway, why)
+        self._post.forget(gateway)
+        self._tell_peers()
+        self.tell(SCHEDULER, GatewayLost(gateway, why))
+
+    def notify_gateways(self, notice: Notice) -> None:
+        """Posts a message to the shell of every gateway of another process."""
+        for gateway in self._gateways:
+            self._post.notify(gateway, notice)
+
+    @property
+    def gateways(self) -> tuple[GatewayId, ...]:
+        """Those of other processes."""
+        return tuple(self._gateways)
+
     def _tell_peers(self) -> None:
         peers = {node: member.running.started.as_peer() for node, member in self._members.items()}
+        gateways = [Peer(id=gateway, address=address) for gateway, address in self._gateways.items()]
         for node in peers:
             others = [peer for other, peer in peers.items() if other != node]
-            self._post.notify(node, PeersChanged(peers=others))
+            self._post.notify(node, PeersChanged(peers=others, gateways=gateways))
+        self.notify_gateways(PeersChanged(peers=peers.values()))
 
     # ── the post ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -198,7 +250,7 @@ class Head:
         """To our machines, if they take such events; a node's report of itself is kept as well."""
         for to, event in letters:
             machine = self._machines.get(to)
-            if machine is None or type(event) not in machine.accepts:
+            if machine is None or type(event) not in machine.accepts or not self._may_say(peer, event):
                 self.num_foreign += 1
                 LOG.warning("%s sent %s for %s: dropped", peer, type(event).__name__, to)
                 continue
@@ -206,21 +258,30 @@ class Head:
                 self._members[event.node].stats = event.stats
             self.tell(to, event)
 
+    def _may_say(self, peer: str, event: Event) -> bool:
+        """A gateway speaks of its own requests, and of nothing else."""
+        if peer not in self._gateways:
+            return True
+        return isinstance(event, OF_A_GATEWAY) and (not isinstance(event, RequestArrived) or event.gateway == peer)
+
     def on_notice(self, peer: str, notice: Notice) -> None:
         """A node's transfer counts."""
-        if isinstance(notice, NodeReport):
+        if isinstance(notice, NodeReport) and peer in self._members:
             self._members[NodeId(peer)].report = notice
 
     def on_linked(self, peer: str) -> None:
         """A node can be reached: from now on the scheduler may use it."""
+        if peer in self._gateways:
+            return
         member = self._members[NodeId(peer)]
         if not member.membership.joined.done():
             member.membership.joined.set_result(None)
             self.tell(SCHEDULER, NodeJoined(NodeId(peer), member.running.started.spec))
 
     def on_severed(self, peer: str, why: str) -> None:
-        """A node that cannot be reached is lost, whatever it is doing."""
+        """Who cannot be reached is lost, whatever it is doing."""
         self.remove(NodeId(peer), f"its link is severed: {why}")
+        self.remove_gateway(GatewayId(peer), f"its link is severed: {why}")
 
 
 def _state(node: NodeId, member: _Member) -> NodeState:
@@ -237,4 +298,5 @@ def _state(node: NodeId, member: _Member) -> NodeState:
         num_failed_fetches=report.num_failed_fetches,
         num_bytes=report.num_bytes,
         transfers=transfers_of(report),
+        address=started.address,
     )

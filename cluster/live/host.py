@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Protocol, cast, get_args
 
-from cluster.api.v1.post_pb2 import NodeReport
+from cluster.api.v1.post_pb2 import NodeReport, PeersChanged
 from cluster.live.hands import Fetches, Runner, Steps
 from cluster.live.last_events import LastEvents
 from cluster.live.mail import Notice
@@ -55,18 +55,21 @@ class NodeParts:
 class Host:
     """The shell of one node.
 
-    Owns: the node's threads (`machine`, `steps`, `fetch-*`, `post`), its inbox, and in the end the parts.
+    Owns: the node's threads (`machine`, `steps`, `fetch-*`, `post`), its inbox, which gateways are processes of their
+    own (all that ever were, and those that are), and in the end the parts.
     Invariant: only the thread `machine` touches the machine; each command is answered through the inbox.
     """
 
     def __init__(self, parts: NodeParts, order: NodeOrder) -> None:
         self._parts = parts
         self._order = order
-        self._inbox: SimpleQueue[NodeEvent | None] = SimpleQueue()
+        self._inbox: Queue[NodeEvent | None] = Queue()  # a `SimpleQueue` may miss its timeout: see `Steps`
         self._own: deque[NodeEvent] = deque()
         self._outgoing: dict[str, list[tuple[Address, Event]]] = {}
         self._last = LastEvents()
         self._reported = (0.0, NodeReport())
+        self._gateways: frozenset[str] = frozenset()
+        self._gateways_here: frozenset[str] = frozenset()
         self._over = threading.Event()
         self._why = ""
         self.num_foreign = 0
@@ -159,7 +162,7 @@ class Host:
             case Tell(to, event):
                 self._tell(to, event)
             case Emit(gateway, tokens):
-                self._letters(self._order.head.id).append((gateway, tokens))
+                self._letters(self._home_of(gateway)).append((gateway, tokens))
             case Lend(attempt, reader):
                 self._parts.links.lend(attempt, reader)
                 self._own.append(Lent(attempt, reader))
@@ -172,6 +175,10 @@ class Host:
             self._own.append(cast(NodeEvent, event))
         else:
             self._letters(self._order.head.id if to == SCHEDULER else to).append((to, event))
+
+    def _home_of(self, gateway: str) -> str:
+        """A gateway beside the head is reached there; any other at its own post, even when that is gone."""
+        return gateway if gateway in self._gateways else self._order.head.id
 
     def _letters(self, peer: str) -> list[tuple[Address, Event]]:
         return self._outgoing.setdefault(peer, [])
@@ -187,6 +194,8 @@ class Host:
 
     def _watch_steps(self) -> None:
         """A step that does not end leaves the link alive and the node dead: nobody else can see it."""
+        if not self._steps.is_alive:
+            self._end("an invariant is broken: the thread that runs steps has ended")
         running_s, limit_s = self._steps.running_s(), self._order.timers.step_s
         if running_s > limit_s:
             self._end(f"a step has run for {running_s:.0f} s; the limit is {limit_s:g} s")
@@ -200,7 +209,7 @@ class Host:
     def on_letters(self, peer: str, letters: list[tuple[Address, Event]]) -> None:
         """Into the inbox, if they are for this node and of a kind that it takes."""
         for to, event in letters:
-            if to == self._parts.node and type(event) in NODE_EVENTS:
+            if to == self._parts.node and type(event) in NODE_EVENTS and peer not in self._gateways:
                 self._inbox.put(cast(NodeEvent, event))
             else:
                 self.num_foreign += 1
@@ -208,8 +217,9 @@ class Host:
 
     def on_notice(self, peer: str, notice: Notice) -> None:
         """The head says who else is there."""
-        if peer != self._order.head.id or isinstance(notice, NodeReport):
+        if peer != self._order.head.id or not isinstance(notice, PeersChanged):
             return
+        self._change_gateways({peer.id: peer.address for peer in notice.gateways})
         joined, gone = self._neighbours.change(notice.peers)
         for other in joined:
             self._post.admit(other.id, other.address)
@@ -218,13 +228,22 @@ class Host:
             self._post.forget(node)
             self._inbox.put(PeerLost(node))
 
+    def _change_gateways(self, addresses: dict[str, str]) -> None:
+        """Takes the gateways of other processes that there are now. What is told them waits for their links."""
+        for gone in self._gateways_here - addresses.keys():
+            self._post.forget(gone)
+        for new in addresses.keys() - self._gateways_here:
+            self._post.admit(new, addresses[new])
+        self._gateways_here = frozenset(addresses)
+        self._gateways |= self._gateways_here
+
     def on_linked(self, peer: str) -> None:
         """Nothing: a neighbour's pool is bound when it is needed."""
 
     def on_severed(self, peer: str, why: str) -> None:
-        """Without its head a node is over; without a neighbour it goes on."""
+        """Without its head a node is over; without a neighbour or a gateway it goes on."""
         if peer == self._order.head.id:
             self._end(f"the link to the head is severed: {why}")
-        else:
+        elif peer not in self._gateways:
             self._neighbours.unbind(NodeId(peer))
             self._inbox.put(PeerLost(NodeId(peer)))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol
 
-from cluster.api.v1.post_pb2 import Envelope, NodeReport, PeersChanged
+from cluster.api.v1.post_pb2 import AccessChanged, ClusterShown, Envelope, NodeReport, PeersChanged
 from cluster.codec import CodecError, encode_many
 from core.events import Event
 from core.ids import Address
@@ -11,7 +11,14 @@ from core.ids import Address
 MAX_ENVELOPE_BYTES = 8 << 20
 
 Letters = Iterable[tuple[Address, Event]]
-Notice = PeersChanged | NodeReport
+Notice = PeersChanged | NodeReport | ClusterShown | AccessChanged
+NOTICES: dict[str, type[Notice]] = {
+    "peers_changed": PeersChanged,
+    "node_report": NodeReport,
+    "cluster_shown": ClusterShown,
+    "access_changed": AccessChanged,
+}
+"""By the field of an envelope that carries one."""
 
 
 class Mailbox(Protocol):

@@ -6,19 +6,21 @@ A message arrives at most once, or its link is severed and both sides are told. 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from cluster.api.v1.post_pb2 import Envelope, Hello, PeersChanged, Welcome
+from cluster.api.v1.post_pb2 import Envelope, Hello, Welcome
 from cluster.api.v1.post_pb2_grpc import PostServicer, PostStub, add_PostServicer_to_server
 from cluster.codec import CodecError, decode_many
+from cluster.gateway.listening import Endpoint, listen
 from cluster.live.handshake import ClusterToken, Stale, Untrusted, answer, challenge, check_current, greet, verify
 from cluster.live.line import Line
 from cluster.live.link import LinkBroken
-from cluster.live.mail import MAX_ENVELOPE_BYTES, Letters, Mailbox, Notice, Wire, payloads
+from cluster.live.mail import MAX_ENVELOPE_BYTES, NOTICES, Letters, Mailbox, Notice, Wire, payloads
 from core.timers import Timers
 
 LOG = logging.getLogger("penstock.post")
@@ -30,6 +32,13 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.so_reuseport", 0),
 )
+
+
+AddServices = Callable[[grpc.aio.Server], None]
+
+
+def no_services(server: grpc.aio.Server) -> None:
+    """Nothing beside the links."""
 
 
 class Post(PostServicer):
@@ -49,11 +58,18 @@ class Post(PostServicer):
         self._beating: asyncio.Task[None] | None = None
         self.num_malformed = 0
 
-    async def start(self, host: str = "127.0.0.1") -> str:
-        """Listens on a port of the kernel's choice; returns `host:port`."""
-        self._server = grpc.aio.server(options=OPTIONS)
-        add_PostServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
-        port = self._server.add_insecure_port(f"{host}:0")
+    async def start(self, host: str = "127.0.0.1", port: int = 0, also: AddServices = no_services) -> str:
+        """Listens, on a port of the kernel's choice for 0; returns `host:port`. `also` adds services to that port.
+
+        Raises ConfigError where the port cannot be had.
+        """
+        at = Endpoint(host, port, flags="--cluster-port")
+        at.check()
+        server = grpc.aio.server(options=OPTIONS)
+        add_PostServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+        also(server)
+        port = await listen(server, at)
+        self._server = server
         await self._server.start()
         self._beating = asyncio.create_task(self._beat())
         return f"{host}:{port}"
@@ -111,7 +127,7 @@ class Post(PostServicer):
         line = self._lines.get(peer)
         if line is not None:
             self._flush(line)
-            kind = "peers_changed" if isinstance(notice, PeersChanged) else "node_report"
+            kind = next(field for field, each in NOTICES.items() if isinstance(notice, each))
             envelope = Envelope()
             getattr(envelope, kind).CopyFrom(notice)
             self._enqueue(line, envelope)
@@ -176,10 +192,8 @@ class Post(PostServicer):
         match envelope.WhichOneof("body"):
             case "letters":
                 self._mailbox.on_letters(line.peer, letters)
-            case "peers_changed":
-                self._mailbox.on_notice(line.peer, envelope.peers_changed)
-            case "node_report":
-                self._mailbox.on_notice(line.peer, envelope.node_report)
+            case str(kind) if kind in NOTICES:
+                self._mailbox.on_notice(line.peer, getattr(envelope, kind))
             case kind:
                 raise LinkBroken(f"numbers a {kind or 'message without a body'}")
 
@@ -216,10 +230,10 @@ class Post(PostServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     async def _accept(self, context: "grpc.aio.ServicerContext[Envelope, Envelope]") -> Hello:
-        hello = (await _next(context)).hello
+        hello = (await next_envelope(context)).hello
         asked = challenge(self._token, hello)
         await context.write(Envelope(challenge=asked))
-        verify(self._token, hello, asked, (await _next(context)).proof)
+        verify(self._token, hello, asked, (await next_envelope(context)).proof)
         check_current(hello, self._me, self._term)
         line = self._session(hello)
         await context.write(line.link.stamp(Envelope(welcome=Welcome())))
@@ -272,9 +286,9 @@ class Post(PostServicer):
         """The dialer's side of the handshake; returns the session that was agreed on. Raises Untrusted."""
         hello = greet(self._me, line.peer, line.link.session, self._term)
         await call.write(Envelope(hello=hello))
-        proof = answer(self._token, hello, (await _next(call)).challenge)
+        proof = answer(self._token, hello, (await next_envelope(call)).challenge)
         await call.write(Envelope(proof=proof))
-        welcome = await _next(call)
+        welcome = await next_envelope(call)
         if line.link.session == hello.session:
             line.link.heard(welcome.ack, time.monotonic())
         return hello.session
@@ -307,7 +321,7 @@ class Post(PostServicer):
         self._mailbox.on_severed(line.peer, why)
 
 
-async def _next(wire: Wire) -> Envelope:
+async def next_envelope(wire: Wire) -> Envelope:
     """The next envelope of a handshake. Raises Untrusted where the other side leaves instead."""
     envelope = await _read(wire)
     if envelope is grpc.aio.EOF:

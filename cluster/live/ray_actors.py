@@ -9,7 +9,9 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -18,6 +20,7 @@ from cluster.api.v1.post_pb2 import NodeStatus
 from cluster.live.actor_host import ActorHost
 from cluster.live.building import Build, build_with_model
 from cluster.live.config import NodeSlot, RaySettings
+from cluster.live.gpus import gpu_share
 from cluster.live.launcher import LOOPBACK, Progress
 from cluster.live.orders import NodeOrder, StartedNode
 from core.errors import ConfigError, NodeLost
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("penstock.ray")
 NAMESPACE = "penstock"
+PLACES_POLL_S = 1.0
 CALLS_AT_ONCE = 4
 """`start`, `next_status` and `watch` are outstanding together."""
 
@@ -105,7 +109,7 @@ class RayNode:
 
 
 class RayLauncher:
-    """Starts nodes as actors, each in its slot's bundle of one placement group.
+    """Starts nodes as actors: in their bundles of one placement group, or, spread, where their groups have places.
 
     Owns: the placement group; and Ray itself, unless this process was connected to one or is told an address.
     """
@@ -115,8 +119,10 @@ class RayLauncher:
             raise ConfigError(["ray address: ray:// (Ray's client) is not supported; use the cluster's host:port"])
         self._settings = settings
         self._build = build
+        self._slots = slots
         self._bundles = {slot.name: index for index, slot in enumerate(slots)}
         self._group: PlacementGroup | None = None
+        self._gpus_per_node = 0.0
         self._own_ray = False
         self._folder: Path | None = None
         self._ray_folder: Path | None = None
@@ -125,7 +131,7 @@ class RayLauncher:
     async def open(self) -> str:
         """Connects to Ray or starts one, in a thread; then reserves the nodes' places. Raises ConfigError."""
         await asyncio.to_thread(self._connect)
-        await self._reserve()
+        await (self._await_places() if self._settings.is_spread else self._reserve())
         if self._settings.address is None:
             return LOOPBACK
         from ray.util import get_node_ip_address
@@ -176,7 +182,7 @@ class RayLauncher:
         ray.init(
             "local",
             num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)),
-            num_gpus=0,
+            num_gpus=self._settings.num_gpus,
             namespace=NAMESPACE,
             include_dashboard=False,
             logging_level=logging.ERROR,
@@ -189,28 +195,66 @@ class RayLauncher:
         from ray.exceptions import RayError
         from ray.util.placement_group import placement_group
 
-        bundles = [{"CPU": self._settings.cpus_per_node} for _ in self._bundles]
+        if self._settings.on_gpus:
+            self._gpus_per_node = gpu_share(len(self._bundles), await self._await_gpus())
+        gpus = {"GPU": self._gpus_per_node} if self._gpus_per_node else {}
+        bundles = [{"CPU": self._settings.cpus_per_node} | gpus for _ in self._bundles]
         self._group = placement_group(bundles, strategy="STRICT_PACK")
         try:
             await asyncio.wait_for(_value(self._group.ready()), self._settings.start_timeout_s)
         except (TimeoutError, RayError) as error:
-            asked = f"{len(bundles)} nodes of {self._settings.cpus_per_node:g} CPUs on one host"
+            each = " and ".join(f"{count:g} {name}s" for name, count in bundles[0].items())
+            asked = f"{len(bundles)} nodes of {each} on one host"
             raise ConfigError([f"ray: no place for {asked}; lower cpus_per_node or add a larger host"]) from error
 
-    async def start(self, order: NodeOrder, progress: Progress) -> RayNode:
-        """Makes an actor and waits until the node in it runs. Raises ConfigError or NodeLost."""
-        import ray
+    async def _await_gpus(self) -> int:
+        """GPUs of the host that has the most; a cluster that we join may still be starting. Raises ConfigError."""
+        end = time.monotonic() + (self._settings.start_timeout_s if self._settings.address is not None else 0.0)
+        while True:
+            try:
+                return _most_gpus()
+            except ConfigError:
+                if time.monotonic() >= end:
+                    raise
+            await asyncio.sleep(PLACES_POLL_S)
+
+    async def _await_places(self) -> None:
+        """Waits for hosts with a place of each node's group: a custom resource. Raises ConfigError without them."""
+        self._gpus_per_node = 1.0 if self._settings.on_gpus else 0.0
+        needed = Counter(slot.group for slot in self._slots)
+        end = time.monotonic() + self._settings.start_timeout_s
+        while missing := _missing_places(needed):
+            if time.monotonic() > end:
+                asked = " and ".join(f"{count} of {group!r}" for group, count in missing.items())
+                what = f"ray: places missing after {self._settings.start_timeout_s:g} s: {asked}"
+                raise ConfigError([f"{what}; a host offers one by `ray start --resources='{{\"GROUP\": 1}}'`"])
+            await asyncio.sleep(PLACES_POLL_S)
+
+    def _place(self, order: NodeOrder) -> dict[str, Any]:
+        """Where a node's actor goes."""
+        if self._settings.is_spread:
+            return {"resources": {order.name.rpartition("-")[0]: 1}}
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         assert self._group is not None, "nodes are started after open"
         place = PlacementGroupSchedulingStrategy(self._group, self._bundles[order.name])
+        return {"scheduling_strategy": place}
+
+    async def start(self, order: NodeOrder, progress: Progress) -> RayNode:
+        """Makes an actor and waits until the node in it runs: for ever, while no host has a place for it.
+
+        Raises ConfigError or NodeLost.
+        """
+        import ray
+
         made: Any = ray.remote(ActorHost)
         actor = made.options(
             num_cpus=self._settings.cpus_per_node,
+            num_gpus=self._gpus_per_node,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=CALLS_AT_ONCE,
-            scheduling_strategy=place,
+            **self._place(order),
         ).remote(self._build)
         node = RayNode(order.name, actor, actor._actor_id.hex(), partial(ray.kill, actor, no_restart=True))
         try:
@@ -248,6 +292,25 @@ class RayLauncher:
         """For Ray's processes, which inherit our environment; put back in `close`."""
         self._environment[name] = os.environ.get(name)
         os.environ[name] = value
+
+
+def _missing_places(needed: Mapping[str, int]) -> dict[str, float]:
+    """Of which groups the living hosts have fewer places than are needed, and how many fewer."""
+    import ray
+
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {group: count - there.get(group, 0.0) for group, count in needed.items() if there.get(group, 0.0) < count}
+
+
+def _most_gpus() -> int:
+    """GPUs of the host that has the most, since all nodes go to one. Raises ConfigError where no host has any."""
+    import ray
+
+    hosts = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    most = int(max(hosts, default=0.0))
+    if not most:
+        raise ConfigError([f"--device cuda: no host of this Ray has a GPU ({len(hosts)} hosts); use --device cpu"])
+    return most
 
 
 @cache

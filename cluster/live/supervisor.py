@@ -65,13 +65,13 @@ class Supervisor:
         self._order = order
         self._on_progress = on_progress
         self._slots: dict[str, _Slot] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, slots: Iterable[NodeSlot]) -> None:
         """Starts all nodes at once; returns when each has joined. Raises what kept the first incarnations from it."""
         loop = asyncio.get_running_loop()
         self._slots = {slot.name: _Slot(slot, loop.create_future()) for slot in slots}
-        self._tasks = [asyncio.create_task(self._keep(slot)) for slot in self._slots.values()]
+        self._tasks = {name: asyncio.create_task(self._keep(slot)) for name, slot in self._slots.items()}
         ends = await asyncio.gather(*(slot.ready for slot in self._slots.values()), return_exceptions=True)
         problems = [problem for end in ends if isinstance(end, ConfigError) for problem in end.problems]
         if problems:
@@ -80,12 +80,27 @@ class Supervisor:
             if isinstance(end, BaseException):
                 raise end
 
+    def add(self, slot: NodeSlot) -> None:
+        """Fills one more slot, without waiting for it. A node that cannot be started there is tried again."""
+        ready = asyncio.get_running_loop().create_future()
+        ready.set_result(None)  # nobody waits for it: what keeps it from starting counts as a death
+        added = self._slots[slot.name] = _Slot(slot, ready)
+        self._tasks[slot.name] = asyncio.create_task(self._keep(added))
+
+    async def remove(self, name: str) -> None:
+        """Ends a slot and whatever runs or starts in it; returns when nothing is left of that. Twice is fine."""
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            del self._slots[name]
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     async def stop(self) -> None:
         """Ends all nodes; returns when nothing is left of them. Twice is fine."""
-        for task in self._tasks:
+        tasks, self._tasks = list(self._tasks.values()), {}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def slots(self) -> tuple[SlotState, ...]:
         """Every slot now."""

@@ -256,6 +256,16 @@ def return_credits_at_the_end_of_the_stream(patch: Patch) -> None:
 # ── streams and chance ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def keep_the_attempts_of_a_lost_gateway(patch: Patch) -> None:
+    original = Scheduler._on_gateway_lost
+
+    def on_gateway_lost(self: Scheduler, gateway: Any, now: float) -> list[Any]:
+        original(self, gateway, now)
+        return []
+
+    patch.setattr(Scheduler, "_on_gateway_lost", on_gateway_lost)
+
+
 def resume_before_fencing(patch: Patch) -> None:
     def on_attempt_lost(self: Streams, attempt: Any) -> list[Any]:
         stream = self._streams.get(request_of(attempt))
@@ -333,6 +343,7 @@ MUTANTS = (
     Mutant(never_ask_for_lost_tokens, (11, 21), deaths.draw),
     Mutant(promise_more_than_there_is, (1, 2)),
     Mutant(return_credits_at_the_end_of_the_stream, (62, 154)),
+    Mutant(keep_the_attempts_of_a_lost_gateway, (119, 959)),
     Mutant(resume_before_fencing, (5, 8)),
     Mutant(streams_listen_to_old_attempts, (5, 8)),
     Mutant(streams_pass_gaps_on, (4, 16)),

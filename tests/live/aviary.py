@@ -75,9 +75,14 @@ class Aviary:
         return self.nodes[slot].pid
 
 
-def parrots(slots: tuple[NodeSlot, ...], launcher: Launcher, timers: Timers = Timers()) -> Aviary:  # noqa: B008 - frozen
-    """A cluster with one parrot in each slot."""
-    config = LiveConfig(NodeSettings(Path(__file__).parent), slots, timers=timers)
+def parrots(
+    slots: tuple[NodeSlot, ...],
+    launcher: Launcher,
+    timers: Timers = Timers(),  # noqa: B008 - frozen
+    config: LiveConfig | None = None,
+) -> Aviary:
+    """A cluster with one parrot in each slot; `config` says all of it but how nodes are started."""
+    config = config or LiveConfig(NodeSettings(Path(__file__).parent), slots, timers=timers)
     scheduler = FirstFit()
     aviary = Aviary(LiveCluster(config, scheduler, launcher=launcher), scheduler)
     aviary.door.join(aviary.cluster)

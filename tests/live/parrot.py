@@ -43,6 +43,7 @@ from core.events import StepFailed as StepFailedEvent
 from core.goodput import Outcome
 from core.ids import SCHEDULER, AttemptId, GatewayId, LayoutId, NodeId, RequestId, attempt_id, request_of
 from core.kv import FetchTarget, KVHandle, KVLayout, SlabShape
+from core.membership import GatewayLost
 from core.mix import NodeSpec
 from core.request import Prompt, Request, SamplingParams, pack_tokens, unpack_tokens
 from core.stats import Timing
@@ -170,6 +171,7 @@ class FirstFit:
     nodes: dict[NodeId, NodeSpec] = field(default_factory=dict)
     lost: list[tuple[NodeId, str]] = field(default_factory=list)
     finished: list[tuple[NodeId, AttemptEnd]] = field(default_factory=list)
+    lost_gateways: list[tuple[GatewayId, str]] = field(default_factory=list)
     requests: dict[RequestId, tuple[Request, GatewayId, int]] = field(default_factory=dict)
     routed: dict[RequestId, tuple[NodeId, NodeId]] = field(default_factory=dict)
 
@@ -182,6 +184,8 @@ class FirstFit:
                 return self._route(request.id, b"")
             case RequestResumed(request, log):
                 return self._route(request, log)
+            case GatewayLost(gateway, why):
+                self.lost_gateways.append((gateway, why))
             case NodeLost(node, why):
                 self.nodes.pop(node, None)
                 self.lost.append((node, why))

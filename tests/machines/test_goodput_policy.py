@@ -83,7 +83,18 @@ def test_it_waits_rather_than_break_what_rows_were_promised_but_not_for_ever() -
     put_rows(view, 1, 30, tpot_s=0.045)
     prove(view)
     assert route(view, slo=SLO(9.0, 1.0)) is CROWDED
-    assert names(route(view, slo=SLO(9.0, 1.0), waited_s=CONFIG.patience_s)) == ("n0", "n1")
+    assert route(view, slo=SLO(9.0, 1.0), waited_s=CONFIG.patience_s) is CROWDED, "all rows would miss"
+    assert route(view, slo=SLO(9.0, 1.0), waited_s=17.9) is CROWDED
+    assert names(route(view, slo=SLO(9.0, 1.0), waited_s=18.0)) == ("n0", "n1"), "twice its own target"
+
+
+def test_where_only_its_prompt_harms_the_rows_it_waits_a_little() -> None:
+    view = view_of("mixed")
+    put_rows(view, 0, 20, tpot_s=0.045)
+    prove(view)
+    found = [route(view, 8000, slo=SLO(9.0, 1.0), waited_s=waited) for waited in (0.0, CONFIG.patience_s)]
+    assert found[0] is CROWDED
+    assert names(found[1]) == ("n0", "n0")
 
 
 def test_a_row_that_is_too_slow_even_alone_does_not_wait() -> None:

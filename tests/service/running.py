@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.access_flags import with_access
@@ -15,10 +15,12 @@ from cluster.api.v1 import inference_pb2 as pb
 from cluster.cli import _parser
 from cluster.flags import service_config
 from cluster.gateway.client import Client
+from cluster.gateway_flags import with_gateways
 from cluster.http_flags import with_http
 from cluster.live.head import NodeState
 from cluster.observe_flags import with_observe
 from cluster.service import Service
+from core.timers import Timers
 
 GUARD_S = 60.0
 
@@ -35,12 +37,12 @@ class Reply:
 class Running:
     """A started service. Owns: its loop and thread."""
 
-    def __init__(self, *flags: str) -> None:
+    def __init__(self, *flags: str, timers: Timers | None = None) -> None:
         args = _parser().parse_args(["serve", "--launcher", "local", "--grpc-port", "0", *flags])
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="service")
         self._thread.start()
-        self.service: Service = self.call(_make(args))
+        self.service: Service = self.call(_make(args, timers))
         self.call(self.service.start())
         self.address = self.service.address
 
@@ -99,17 +101,21 @@ class Running:
 
 
 @contextmanager
-def running(*flags: str) -> Iterator[Running]:
-    """A service for the length of a block."""
-    service = Running(*flags)
+def running(*flags: str, timers: Timers | None = None) -> Iterator[Running]:
+    """A service for the length of a block; `timers` None: the usual ones."""
+    service = Running(*flags, timers=timers)
     try:
         yield service
     finally:
         service.stop()
 
 
-async def _make(args: Any) -> Service:
-    config = with_observe(with_http(with_access(service_config(args), args), args), args)
+async def _make(args: Any, timers: Timers | None) -> Service:
+    config = service_config(args)
+    for part in (with_access, with_http, with_observe, with_gateways):
+        config = part(config, args)
+    if timers is not None:
+        config = replace(config, live=replace(config.live, timers=timers))
     return Service(config, lambda slot, phase, share: None)
 
 

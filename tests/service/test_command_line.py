@@ -60,9 +60,10 @@ def test_serve_answers_generate_and_ends_well_at_a_signal() -> None:
         line = server.stdout.readline()
         assert "serving penstock-embedded on " in line, line
         address = line.partition(" on ")[2].partition(";")[0]
-        more = [server.stdout.readline() for _ in range(5)]
+        more = [server.stdout.readline() for _ in range(6)]
         assert more[2].startswith("penstock: OpenAI: http://127.0.0.1:"), more
         assert subprocess.run(shlex.split(more[3].partition("try: ")[2]), check=True, capture_output=True).stdout
+        assert more[4].startswith("penstock: dashboard: http://127.0.0.1:"), more
         assert "KV moves by shm (automatic: both nodes on one host" in more[-1], more
         assert more[-1].endswith("decode-0 and prefill-0\n"), more
         done = penstock("generate", "What is a penstock?", "--address", address, "--temperature", "0", "--timing")

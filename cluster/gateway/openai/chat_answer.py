@@ -34,15 +34,15 @@ class ChatEvents:
         self._head = head
         self._calls = calls
         self._choices = [_Choice(new_reader()) for _ in range(head.wishes.num_choices)]
+        self._is_plain = head.wishes.are_plain
         self._start, self._end = head.plain_start(), head.plain_end()
 
     def events(self, news: News) -> Iterable[bytes]:
         """The events of a chunk."""
         chunk, choice = news.chunk, self._choices[news.chunk.choice]
-        num_tokens = max(len(chunk.token_ids), 1)
-        for place in range(num_tokens):
-            is_last = chunk.finish is not None and place == num_tokens - 1
-            yield from self._token(chunk, place, choice, is_last)
+        num_tokens = len(chunk.token_ids) or 1
+        last = num_tokens - 1 if chunk.finish is not None else None
+        return [event for place in range(num_tokens) for event in self._token(chunk, place, choice, place == last)]
 
     def finish(self) -> Iterable[bytes]:
         """The usage where asked, and what became of the promise."""
@@ -56,10 +56,15 @@ class ChatEvents:
         """The error, in the shape of its body."""
         return data_event(error.body)
 
-    def _token(self, chunk: Chunk, place: int, choice: _Choice, is_last: bool) -> Iterator[bytes]:
-        choice.num_tokens += bool(chunk.token_ids)
+    def _token(self, chunk: Chunk, place: int, choice: _Choice, is_last: bool) -> Iterable[bytes]:
         piece = chunk.pieces[place] if place < len(chunk.pieces) else ""
-        parts = choice.reader.push(piece) if piece or chunk.token_ids else []
+        parts: list[Part] = choice.reader.push(piece) if piece or chunk.token_ids else []
+        choice.num_tokens += bool(chunk.token_ids)
+        if self._is_plain and choice.has_begun and not is_last and all(isinstance(part, Said) for part in parts):
+            return [self._plain(chunk.choice, part.text) for part in parts if isinstance(part, Said)]
+        return self._told(chunk, place, choice, parts, is_last)
+
+    def _told(self, chunk: Chunk, place: int, choice: _Choice, parts: list[Part], is_last: bool) -> Iterator[bytes]:
         if is_last:
             parts += choice.reader.finish()
         deltas: list[Json] = [delta_of(part) for part in parts]
@@ -67,7 +72,7 @@ class ChatEvents:
             deltas = [{}]
         for number, delta in enumerate(deltas):
             reason = finish_reason(chunk, choice.reader) if is_last and number == len(deltas) - 1 else None
-            if self._head.wishes.are_plain and choice.has_begun and reason is None and "content" in delta:
+            if self._is_plain and choice.has_begun and reason is None and "content" in delta:
                 yield self._plain(chunk.choice, str(delta["content"]))
             else:
                 yield self._event(chunk, place if number == 0 else None, choice, delta, reason)
