@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,26 @@ def credentials(args: argparse.Namespace) -> "Credentials":
     paths = (args.tls_ca, args.tls_cert, args.tls_key)
     ca, cert, key = (None if path is None else Path(path).expanduser() for path in paths)
     wants_tls = args.tls or any(paths)
-    return Credentials(_key(args), client_credentials(ca, cert, key) if wants_tls else None)
+    return Credentials(key_of(args), client_credentials(ca, cert, key) if wants_tls else None)
 
 
-def _key(args: argparse.Namespace) -> str:
+def ssl_context(args: argparse.Namespace) -> ssl.SSLContext:
+    """The certificates for HTTPS. Raises ConfigError."""
+    try:
+        context = ssl.create_default_context(cafile=_path(args.tls_ca))
+        if args.tls_cert is not None:
+            context.load_cert_chain(str(_path(args.tls_cert)), _path(args.tls_key))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"--tls-ca, --tls-cert or --tls-key cannot be used: {error}"]) from error
+    return context
+
+
+def _path(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser())
+
+
+def key_of(args: argparse.Namespace) -> str:
+    """The key; empty where none is shown. Raises ConfigError."""
     if args.api_key_file is None:
         return os.environ.get(KEY_VARIABLE, "").strip()
     try:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.bench.engine_plan import add_engine_flags
+from cluster.bench.gateway_flags import add_gateway_flags
 from cluster.bench.kv_plan import add_kv_flags
 from cluster.bench.route_flags import add_route_flags
 from cluster.bench.serve_flags import add_serve_flags
@@ -36,6 +37,12 @@ def _engine(args: argparse.Namespace) -> int:
     return run_bench_engine(args)
 
 
+def _gateway(args: argparse.Namespace) -> int:
+    from cluster.bench.gateway import run_bench_gateway
+
+    return run_bench_gateway(args)
+
+
 def _kv(args: argparse.Namespace) -> int:
     from cluster.bench.kv import run_bench_kv
 
@@ -62,6 +69,7 @@ def _soak(args: argparse.Namespace) -> int:
 
 BENCHES = (
     Bench("engine", "the engine against its peers and the machine's own limits", add_engine_flags, _engine),
+    Bench("gateway", "the gateway over mock nodes: cost of a streamed token, TTFT, gaps", add_gateway_flags, _gateway),
     Bench("kv", "KV between processes by every transport, against memcpy and peers; the handoff", add_kv_flags, _kv),
     Bench("route", "how fast the scheduler decides, on 64 nodes with a prefix index", add_route_flags, _route),
     Bench(

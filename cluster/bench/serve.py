@@ -13,6 +13,7 @@ from math import isfinite
 
 from cluster.api.v1 import inference_pb2 as pb
 from cluster.bench.serve_prompts import Prompts
+from cluster.client_flags import credentials
 from cluster.console import OUT
 from cluster.gateway.client import AsyncClient, CallFailed
 from cluster.load import LoadSent, run_load
@@ -101,7 +102,7 @@ def request_of(item: WorkItem, ids: list[int], slo: SLO | None) -> pb.GenerateRe
 
 async def _measured(args: argparse.Namespace, trace: Trace, slo: SLO) -> Measured:
     workload, watched = trace.workload, Watched()
-    async with AsyncClient(args.address) as client:
+    async with AsyncClient(args.address, credentials(args)) as client:
         state = await client.get_cluster(timeout_s=10.0)
         OUT.print(workload_sentence(workload))
         roles = Counter(node.role for node in state.nodes)

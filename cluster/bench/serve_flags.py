@@ -2,6 +2,7 @@
 
 import argparse
 
+from cluster.client_flags import add_client_flags
 from cluster.workload_flags import add_workload_flags
 
 
@@ -14,3 +15,4 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", default=None, help="write figures and every request here")
     parser.add_argument("--plot", metavar="FILE.png", default=None, help="draw it (needs the extra `tune`)")
     add_workload_flags(parser)
+    add_client_flags(parser)

@@ -118,3 +118,22 @@ def test_bench_soak_ends_with_every_block_back(tmp_path: Path) -> None:
     assert report["figures"]["soak.requests"] > 5
     assert {"head and gateway", "prefill-0", "decode-0"} == set(report["samples"][-1]["processes"])
     assert "soak.decode_0.anonymous_mib_per_hour" in report["figures"]
+
+
+@pytest.mark.timeout(200)
+def test_bench_gateway_measures_both_servers_beside_the_bar(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.json"
+    flags = ["--streams", "4", "--tokens", "10", "--step-ms", "5", "--requests", "5", "--repeats", "2"]
+    assert main(["bench", "gateway", *flags, "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    figures = report["figures"]
+    names = ("http.tokens_per_s_per_core", "grpc.tokens_per_s_per_core", "bar.tokens_per_s_per_core", "http.of_bar")
+    assert set(figures) >= {f"gateway.{name}" for name in (*names, "ttft_added_s_p50", "itl_p99_over_p50")}
+    assert all(value > 0 for value in figures.values())
+    assert [sample["arm"] for sample in report["samples"][1:]] == ["bar", "http", "grpc", "grpc", "http", "bar"]
+
+
+def test_bench_gateway_names_every_wrong_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "gateway", "--streams", "0", "--repeats", "0", "--step-ms", "0.1"]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("--streams", "--repeats", "--step-ms"))

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from cluster.batches.config import BatchConfig
 from cluster.cli import _parser
 from cluster.flags import service_config
 from cluster.gateway.openai.config import CallFormat, HttpConfig
@@ -31,6 +33,14 @@ def test_host_origins_and_tool_format_are_taken_over() -> None:
     assert config_of(*flags) == HttpConfig("::1", 8000, ("https://a.example",), CallFormat.LLAMA3_JSON)
 
 
+def test_batches_are_kept_where_a_folder_is_named_and_nowhere_else() -> None:
+    flags = ("--batch-dir", "here", "--batch-max-file-mb", "3", "--batch-max-lines", "7", "--batch-max-concurrent", "2")
+    config = config_of(*flags)
+    assert config is not None and config.batches is not None
+    assert config.batches == BatchConfig(Path("here").absolute(), 3_000_000, 7, 2)
+    assert config_of("--batch-max-lines", "7") == HttpConfig()
+
+
 def test_minus_one_serves_no_http() -> None:
     assert config_of("--port", "-1") is None
 
@@ -43,6 +53,9 @@ def test_minus_one_serves_no_http() -> None:
         (("--port", "5000", "--grpc-port", "5000"), "--port and --grpc-port are both 5000"),
         (("--allowed-origins", "*"), "--allowed-origins must be a JSON list"),
         (("--allowed-origins", "[1]"), "--allowed-origins must be a JSON list"),
+        (("--batch-max-lines", "0"), "--batch-max-lines must be at least 1, not 0"),
+        (("--batch-dir", "a", "--batch-max-file-mb", "-1"), "--batch-max-file-mb must be at least 1, not -1"),
+        (("--batch-dir", "a", "--port", "-1"), "--batch-dir needs the HTTP interface"),
     ],
 )
 def test_a_wrong_flag_is_named(flags: tuple[str, ...], says: str) -> None:
