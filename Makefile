@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import importlib.metadata as m; print("setup: torch", m.version("torch"), "is there")' 2>/dev/null \
 		|| $(BIN)/python .ci/announce.py -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
-	@echo "setup: now everything else, about 350 MB (ray, triton, transformers and some eighty small ones); a few minutes"
+	@echo "setup: now everything else, about 650 MB (ray, triton, transformers, helm and some hundred small ones); a few minutes"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import torch; print("setup: torch", torch.__version__, "· CUDA", torch.version.cuda or "none", "· GPUs", torch.cuda.device_count())'
 	@touch $(STAMP)
