@@ -91,7 +91,7 @@ def add_simulate_flags(parser: argparse.ArgumentParser) -> None:
         "--replays",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help=f"adaptive: correct plans by replays of the last arrivals, as live; slower (default: up to {FEW_NODES} nodes)",
+        help=f"adaptive: correct plans by replays of the last arrivals, as live (default: up to {FEW_NODES} nodes)",
     )
     parser.add_argument("--json", metavar="FILE", default=None, help="write figures and every request here")
     parser.add_argument("--plot", metavar="FILE.png", default=None, help="draw it (needs the extra `tune`)")
