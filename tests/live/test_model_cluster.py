@@ -215,8 +215,8 @@ def test_a_node_that_drains_hands_its_streams_on_and_no_token_changes(
                 for name in names:
                     assert await here.tokens(name) == undisturbed
                     assert here.door.ends[name].num_attempts == 1
-                if here.scheduler.mover.num_asked > 2:
-                    break
+                if here.stats("decode-0").num_migrated > 0:
+                    break  # a report later than the move: a row that ends first is asked to move in vain
                 here.cluster.set_mixes({"decode-0": mix_of("decode", 32, 8)})
             with pytest.raises(ConfigError, match="'nobody' is not known"):
                 await here.cluster.drain("nobody")
