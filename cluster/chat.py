@@ -47,7 +47,7 @@ class Talk:
     def __init__(self, client: HttpClient, args: argparse.Namespace) -> None:
         self._client = client
         self._model: str = args.model or served_model(client)
-        wanted = {"max_tokens": args.max_tokens, "temperature": args.temperature, "seed": args.seed}
+        wanted = {name: getattr(args, name) for name in ("max_tokens", "temperature", "seed", "ignore_eos")}
         self._wanted = {name: value for name, value in wanted.items() if value is not None}
         self.conversation = Conversation(system=args.system_prompt or "")
 

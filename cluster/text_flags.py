@@ -18,6 +18,7 @@ def add_chat_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=None, metavar="N", help="of each answer")
     parser.add_argument("--temperature", type=float, default=None, help="0 is greedy (default: the server's)")
     parser.add_argument("--seed", type=int, default=None, help="equal seeds give equal answers")
+    parser.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the model's end tokens")
     add_client_flags(parser)
     parser.set_defaults(run=_chat)
 
