@@ -14,6 +14,7 @@ from core.ids import AttemptId
 from core.kv import SlabShape, num_blocks
 from core.request import SamplingParams, pack_tokens
 from core.step import RowJoin, StepPlan
+from engine.batch import Batch
 from engine.executor import Executor
 from engine.loading import ExecutorConfig, load_executor
 from engine.model_info import read_model_info
@@ -236,13 +237,13 @@ def bench() -> Iterator[Callable[..., Bench]]:
 
 
 def record(executor: Executor) -> list[Tensor]:
-    """A list that takes up the logits of each step from now on."""
-    forward: Callable[..., Tensor] = executor._model.forward
+    """A list that takes up the logits of each step from now on, whether it is computed anew or replayed."""
+    forward = executor._forward
     logits: list[Tensor] = []
 
-    def recorded(*step: object) -> Tensor:
-        logits.append(forward(*step))
+    def recorded(batch: Batch) -> Tensor:
+        logits.append(forward(batch))
         return logits[-1]
 
-    executor._model.forward = recorded
+    executor._forward = recorded  # type: ignore[method-assign]
     return logits

@@ -11,7 +11,6 @@ from core.kv import KVLayout, SlabShape
 from kv_transfer.cuda_device import CudaDevice
 from kv_transfer.cuda_ipc import CudaIpcTransport, IpcOptions
 from kv_transfer.device import Device
-from kv_transfer.device_copy import DigestKind
 from kv_transfer.device_slab import DeviceSlab
 from kv_transfer.faults import NoFaults
 
@@ -31,11 +30,9 @@ def content(seed: int, num_bytes: int) -> bytes:
 class Owner:
     """A slab with its transport."""
 
-    def __init__(self, device: Device, kind: DigestKind) -> None:
-        self.kind = kind
+    def __init__(self, device: Device) -> None:
         self.slab = DeviceSlab(device, SHAPE)
-        options = IpcOptions(kind, faults=NoFaults())
-        self.transport = CudaIpcTransport(OWNER, LAYOUT, self.slab, TOKEN, options)
+        self.transport = CudaIpcTransport(OWNER, LAYOUT, self.slab, TOKEN, IpcOptions(faults=NoFaults()))
 
     def do(self, deed: str, block: int = 0, generation: int = 0, seed: int = 0) -> str:
         """One deed; returns the answer's line."""
@@ -48,20 +45,12 @@ class Owner:
         self.slab.set_generation(block, generation)
         if deed == "write":
             self.slab.write_block(block, content(seed, SHAPE.layout.bytes_per_block))
-        return self.digest(block).hex()
-
-    def digest(self, block: int) -> bytes:
-        """As a lender seals."""
-        if self.kind is DigestKind.SUM128:
-            return self.slab.digests((block,))[0]
-        from kv_transfer.digest import block_digest
-
-        return block_digest(self.slab.read_block(block))
+        return self.slab.digests((block,))[0].hex()
 
 
 def main() -> None:
     """Serve until the input ends."""
-    owner = Owner(CudaDevice(), DigestKind(sys.argv[1]))
+    owner = Owner(CudaDevice())
     for line in sys.stdin:
         print(owner.do(**json.loads(line)), flush=True)
 

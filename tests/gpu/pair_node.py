@@ -55,7 +55,7 @@ class PairNode:
         memory = take(settings, shape, name, lambda phase, share: None)
         self.slab = memory.slab
         config = ExecutorConfig(settings.model, wanted.dtype, memory.device, LoadFormat.DUMMY)
-        self.executor = load_executor(config, memory.slab.buffer, shape)
+        self.executor = load_executor(config, memory.slab.buffer, shape, digests=memory.digests)
         self.executor.warm_up()
         layout_id = layout.id(info.digest)
         self.links = open_links(

@@ -21,7 +21,6 @@ from core.kv import FetchTarget, KVHandle
 from kv_transfer.cuda_device import CudaDevice, can_run
 from kv_transfer.cuda_ipc import CudaIpcTransport, IpcOptions
 from kv_transfer.device import Columns
-from kv_transfer.device_copy import DigestKind
 from kv_transfer.device_slab import DeviceSlab
 from kv_transfer.faults import NoFaults
 from kv_transfer.sum128 import as_digests, sum128
@@ -37,9 +36,9 @@ BLOCK = SHAPE.layout.bytes_per_block
 class OwnerProcess:
     """The other process; killed in some tests."""
 
-    def __init__(self, kind: DigestKind) -> None:
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.gpu.ipc_owner", kind.value],
+            [sys.executable, "-m", "tests.gpu.ipc_owner"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -81,24 +80,16 @@ def slab(card: CudaDevice) -> Iterator[DeviceSlab]:
         yield made
 
 
-@pytest.fixture(params=DigestKind)
-def kind(request: pytest.FixtureRequest) -> DigestKind:
-    if request.param is DigestKind.XXH3:
-        pytest.importorskip("xxhash", reason="xxhash is not installed")
-    found: DigestKind = request.param
-    return found
-
-
 @pytest.fixture
-def owner(kind: DigestKind, card: CudaDevice) -> Iterator[OwnerProcess]:
-    made = OwnerProcess(kind)
+def owner(card: CudaDevice) -> Iterator[OwnerProcess]:
+    made = OwnerProcess()
     yield made
     made.kill()
 
 
 @pytest.fixture
-def reader(slab: DeviceSlab, kind: DigestKind) -> Iterator[CudaIpcTransport]:
-    made = CudaIpcTransport(NodeId("reader@1"), LAYOUT, slab, TOKEN, IpcOptions(kind, faults=NoFaults()))
+def reader(slab: DeviceSlab) -> Iterator[CudaIpcTransport]:
+    made = CudaIpcTransport(NodeId("reader@1"), LAYOUT, slab, TOKEN, IpcOptions(faults=NoFaults()))
     yield made
     made.close()
 
@@ -180,14 +171,14 @@ def test_an_owner_that_closes_is_let_go_of_before_its_memory_is_freed(
 
 
 def test_a_killed_owner_is_lost_and_the_next_one_is_served(
-    owner: OwnerProcess, reader: CudaIpcTransport, slab: DeviceSlab, kind: DigestKind
+    owner: OwnerProcess, reader: CudaIpcTransport, slab: DeviceSlab
 ) -> None:
     reader.bind(owner.binding())
     handle = owner.lend(5)
     owner.kill()
     with pytest.raises(PeerLost):
         reader.fetch(handle, target(0))
-    again = OwnerProcess(kind)
+    again = OwnerProcess()
     reader.bind(again.binding())
     assert reader.fetch(again.lend(6), target(1)) == BLOCK
     assert slab.read_block(1) == content(6, BLOCK)
@@ -200,7 +191,7 @@ def fetch_without_end(reader: CudaIpcTransport, handle: KVHandle, into: FetchTar
 
 
 def test_an_owner_killed_during_fetches_leaves_this_process_able_to_go_on(
-    owner: OwnerProcess, reader: CudaIpcTransport, slab: DeviceSlab, kind: DigestKind
+    owner: OwnerProcess, reader: CudaIpcTransport, slab: DeviceSlab
 ) -> None:
     """What CUDA does with memory of a dead owner is not documented; a broken context would fail the last fetch."""
     reader.bind(owner.binding())
@@ -211,7 +202,7 @@ def test_an_owner_killed_during_fetches_leaves_this_process_able_to_go_on(
     with pytest.raises(PeerLost):
         fetch_without_end(reader, handle, target(*range(100, 164)))
     killing.join()
-    again = OwnerProcess(kind)
+    again = OwnerProcess()
     reader.bind(again.binding())
     assert reader.fetch(again.lend(6), target(1)) == BLOCK
     assert slab.read_block(1) == content(6, BLOCK)
@@ -227,7 +218,7 @@ def permuted(seed: int, first: int) -> tuple[int, ...]:
 
 
 def test_figures_beside_a_copy_on_the_device(
-    owner: OwnerProcess, reader: CudaIpcTransport, slab: DeviceSlab, card: CudaDevice, kind: DigestKind
+    owner: OwnerProcess, reader: CudaIpcTransport, slab: DeviceSlab, card: CudaDevice
 ) -> None:
     """Printed, with `-s`; goals: the copy alone 0.9 of the device's, scattered at most 1.1 times contiguous."""
     reader.bind(owner.binding())
@@ -253,8 +244,8 @@ def test_figures_beside_a_copy_on_the_device(
     figures = {
         "gather": median_s(lambda: gather(rising, tuple(range(200, 328)))),
         "gather, scattered": median_s(lambda: gather(order, permuted(2, 200))),
-        f"fetch with {kind.value}": median_s(lambda: reader.fetch(lent, target(*range(200, 328)))),
-        f"fetch with {kind.value}, scattered": median_s(lambda: reader.fetch(shuffled, target(*permuted(2, 200)))),
+        "fetch": median_s(lambda: reader.fetch(lent, target(*range(200, 328)))),
+        "fetch, scattered": median_s(lambda: reader.fetch(shuffled, target(*permuted(2, 200)))),
     }
     stream.close()
     assert bar > 0 and all(each > 0 for each in figures.values())
