@@ -9,15 +9,16 @@ from pathlib import Path
 from rich.progress import Progress
 
 from cluster.console import ERR, OUT
+from cluster.gpu_probe import found_gpus
 from cluster.memory import available_memory_bytes
 from cluster.report_file import machine
 from core.errors import ConfigError
-from core.kv import num_blocks
+from core.kv import DTYPE_BYTES, num_blocks
 from engine.cost_table import CostTable, TableFacts
 from engine.model_info import LoadFormat, ModelInfo, read_model_info
 from engine.profile import Grid, measure
 
-POOL_SHARE = 0.25
+POOL_SHARE = 0.5
 """Of the free memory, at most, for the pool that is measured with."""
 
 QUICK = Grid((1, 16, 64), (64,), (1, 4), (32, 128), (4,), 2)
@@ -32,7 +33,8 @@ def run_profile(args: argparse.Namespace) -> int:
     ]
     if problems:
         raise ConfigError(problems)
-    grid = QUICK if args.quick else Grid()
+    own = Grid() if args.device == "cpu" else Grid.of_gpu()
+    grid = QUICK if args.quick else own
     if args.repeats is not None:
         grid = replace(grid, repeats=args.repeats)
     folder = Path(args.model).expanduser().resolve()
@@ -78,13 +80,21 @@ def _measure(args: argparse.Namespace, folder: Path, info: ModelInfo, grid: Grid
 
 
 def _num_blocks(info: ModelInfo, grid: Grid, args: argparse.Namespace) -> int:
-    """What the largest step of the grid needs, as far as a quarter of the free memory goes."""
+    """What the largest step of the grid needs, as far as half of the free memory goes."""
     size = args.block_size
     longest = min(info.max_model_len, max(grid.contexts) + grid.repeats + 2)
     prompt = min(info.max_model_len, max(grid.prefill_tokens) + max(grid.prefixes) + 1)
     most = max(grid.rows) * num_blocks(longest, size) + num_blocks(prompt, size)
-    affordable = int(available_memory_bytes() * POOL_SHARE) // info.kv_layout(size, args.dtype).bytes_per_block
+    affordable = int(_free_bytes(args, info) * POOL_SHARE) // info.kv_layout(size, args.dtype).bytes_per_block
     return max(1, min(most, affordable))
+
+
+def _free_bytes(args: argparse.Namespace, info: ModelInfo) -> int:
+    """Where the pool will lie; on a GPU, what the weights leave."""
+    if args.device == "cpu":
+        return available_memory_bytes()
+    weights = info.weights_bytes * DTYPE_BYTES[args.dtype] // DTYPE_BYTES[info.dtype]
+    return max(0, found_gpus()[0].free_bytes - weights)
 
 
 def _tell(table: CostTable, num_left_out: int, output: str) -> None:

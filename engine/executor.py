@@ -82,7 +82,7 @@ class Executor:
                 tuple(attempts),
                 tuple(token_ids),
                 plan.seal,
-                tuple(self._memory.digest(block) for block in plan.seal),
+                self._memory.digests(plan.seal) if plan.seal else (),
                 time.perf_counter() - launched.started_s,
                 logprobs=self._logprobs(launched, attempts, token_ids, lines),
                 prompt_logprobs=self._prompt_logprobs(launched),

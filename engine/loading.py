@@ -12,7 +12,7 @@ from engine.executor import Executor
 from engine.formats import FormatCompiler
 from engine.guides import Guides
 from engine.hf_config import ModelConfig, read_model_config
-from engine.memory import TORCH_DTYPES, KVMemory, SlabBuffer
+from engine.memory import TORCH_DTYPES, Digests, KVMemory, SlabBuffer
 from engine.model import Decoder
 from engine.model_info import LoadFormat
 from engine.ops import TorchOps, ops_for
@@ -44,15 +44,22 @@ class ExecutorConfig:
 
 
 def load_executor(
-    config: ExecutorConfig, slab: SlabBuffer, shape: SlabShape, progress: Progress | None = None
+    config: ExecutorConfig,
+    slab: SlabBuffer,
+    shape: SlabShape,
+    progress: Progress | None = None,
+    digests: Digests | None = None,
 ) -> Executor:
-    """Load the model and lay it over a slab. Raises ConfigError with what is wrong."""
+    """Load the model and lay it over a slab, whose blocks are sealed with `digests` where it has its own.
+
+    Raises ConfigError with what is wrong.
+    """
     device = _device(config, shape)
     torch.set_num_threads(config.num_threads)
     _keep_freed_memory()
     model = read_model_config(config.model)
     _check_layout(model, shape)
-    memory = KVMemory(slab, shape)
+    memory = KVMemory(slab, shape, digests)
     if memory.device.type != device.type:
         places = f"the KV slab lies on {memory.device.type!r} and the executor's device is {config.device!r}"
         raise ConfigError([f"{places}; KV must lie where it is computed"])

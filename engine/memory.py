@@ -3,7 +3,7 @@
 Block i is one contiguous range of bytes with axes `[kv_head][layer][k/v][token][head_dim]`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -24,6 +24,9 @@ TORCH_DTYPES = {
 SlabBuffer = memoryview | bytearray | Tensor
 """The slab's bytes as the host made them: a writable buffer, or on CUDA a contiguous uint8 tensor."""
 
+Digests = Callable[[tuple[int, ...]], tuple[bytes, ...]]
+"""16 bytes over each of some blocks, of what they hold when all that the executor handed to the device is done."""
+
 
 class Part(IntEnum):
     """The two halves of a layer's KV, in the order in which they lie."""
@@ -40,13 +43,17 @@ class KVMemory:
     Shapes: `blocks` is [num_blocks, kv_heads, layers, 2, block_size, head_dim], without a copy.
     """
 
-    def __init__(self, buffer: SlabBuffer, shape: SlabShape) -> None:
+    def __init__(self, buffer: SlabBuffer, shape: SlabShape, digests: Digests | None = None) -> None:
+        """`digests`: of blocks by their ids, for a pool that computes them where it lies."""
         if shape.layout.tp_size != 1:
             raise ConfigError([f"tp_size {shape.layout.tp_size} is not supported yet; use 1"])
         self.shape = shape
+        self._pool_digests = digests
         layout, slab = shape.layout, _as_bytes(buffer, shape)
         self.generations = slab[: shape.num_blocks * 8].view(torch.int64)
         self._block_bytes = slab[shape.blocks_offset :].view(shape.num_blocks, layout.bytes_per_block)
+        word = torch.uint8 if layout.bytes_per_block % 8 else torch.int64
+        self._block_words = self._block_bytes.view(word)
         flat = slab[shape.blocks_offset :].view(TORCH_DTYPES[layout.dtype])
         sizes = (shape.num_blocks, layout.num_kv_heads, layout.num_layers, 2, layout.block_size, layout.head_dim)
         self.blocks = flat.view(sizes)
@@ -81,8 +88,11 @@ class KVMemory:
             return
         ids = torch.tensor(block_ids, device=self.device)
         self.generations[ids] = torch.from_numpy(np.array(generations, np.uint64).view(np.int64)).to(self.device)
-        for block in block_ids[num_filled:]:
-            self._block_bytes[block].zero_()
+        if self.device.type == "cpu":
+            for block in block_ids[num_filled:]:
+                self._block_bytes[block].zero_()
+        else:  # one launch, not one a block
+            self._block_words.index_fill_(0, ids[num_filled:], 0)
 
     def copy_tokens(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first `num_tokens` tokens of a block, all layers and heads."""
@@ -120,16 +130,23 @@ class KVMemory:
         """Copy whole pages. Shapes: `pages` flat, from `page_rows`; `out` [pages, block_size * head_dim]."""
         torch.index_select(self._pages[layer][part], 0, pages, out=out)
 
-    def digest(self, block: int) -> bytes:
-        """xxh3_128 over the block's whole bytes; on a CPU without a copy. Guards against faults, not against people."""
+    def digests(self, block_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """What blocks are sealed with, over their whole bytes: the pool's own digests where it has some.
+
+        Otherwise xxh3_128; on a CPU without a copy. Guards against faults, not against people.
+        """
+        if self._pool_digests is not None:
+            return self._pool_digests(tuple(block_ids))
+        if not block_ids:
+            return ()
         import xxhash  # only here: without it everything but sealing works, as GPU machines' own Pythons are
 
-        return xxhash.xxh3_128_digest(self._block_bytes[block].cpu().numpy().data)
+        return tuple(xxhash.xxh3_128_digest(self._block_bytes[block].cpu().numpy().data) for block in block_ids)
 
     def close(self) -> None:
         """Let go of the bytes; nothing else may be called afterwards. Twice is fine."""
         empty = torch.empty(0, dtype=torch.uint8)
-        self._block_bytes = self.blocks = self.generations = empty
+        self._block_bytes = self._block_words = self.blocks = self.generations = empty
         self._pages, self._tokens = [], []
 
 

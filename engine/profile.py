@@ -54,6 +54,16 @@ class Grid:
             for context in self.contexts:
                 yield 0, 0, rows, context
 
+    @classmethod
+    def of_gpu(cls) -> "Grid":
+        """Steps of a GPU: prompts and rows that occupy one, contexts that fill its memory."""
+        return cls(
+            prefill_tokens=(1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
+            prefixes=(1024, 4096, 8192),
+            rows=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            contexts=(64, 512, 2048, 8192),
+        )
+
     def checks(self) -> Iterator[tuple[int, int, int, int]]:
         """Steps between the points and of both kinds: what a table is held against."""
         between = [(a + b) // 2 for a, b in zip(self.prefill_tokens[-3:], self.prefill_tokens[-2:], strict=False)]

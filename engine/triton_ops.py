@@ -1,4 +1,4 @@
-"""The operators through Triton kernels, on CUDA in float32, float16 and bfloat16. Untuned: no GPU has run them yet."""
+"""The operators through Triton kernels, on CUDA in float32, float16 and bfloat16."""
 
 from dataclasses import dataclass
 from math import log2
@@ -16,8 +16,9 @@ from engine.triton_kernels import add_rms_norm_kernel, gated_kernel, rms_norm_ke
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LOG2_E = log2(torch.e)
-_PROGRAMS_PER_SM = 8
-"""Decode programs that are aimed at: three are resident at a time, so about three rounds, the last partly empty."""
+_PROGRAMS_PER_SM = 4
+"""Decode programs at most, unless lines alone make more. On an H200, lines x KV heads x shares x context: 64 x 8 x 1 x
+1,024 took 66 us and three shares of each 85; 8 x 8 x 8 x 8,192 took 69 us and 17 shares 77."""
 _MIN_SPLIT_TOKENS = 128
 """Shorter splits would start and end more than they read: 128 tokens of 128 bf16 channels are 64 KiB."""
 _MAX_SPLITS = 128
@@ -49,15 +50,16 @@ H200 = Device(num_sms=132, shared_bytes=232_448)
 class Tiles:
     """Sizes of the attention kernels' tiles: how many positions of KV, and for prefill how many rows of queries.
 
-    Decode tiles are 32 KiB of keys and values in half precision. A loop of five stages has the block ids of a tile read
-    two iterations ahead of its use and two whole tiles under way, in 71 KiB of shared memory: three programs share a
-    multiprocessor's 227 KiB, with some 190 KiB under way, where 4.3 TB/s times a microsecond ask for 33.
+    Decode tiles are 32 KiB of keys and values in half precision, for two warps: of tiles of 32 to 128 positions, 2 to 8
+    warps and 2 to 6 stages these were the fastest on an H200, or within 1 % of them, from 8 to 256 lines of 1,024 to
+    8,192 tokens. One line alone likes tiles of 128 (6.7 us a layer instead of 7.6), which is 1 % of its step.
     Prefill has 128 rows, because each KV tile comes from the L2 cache once a program: with 64 rows of 128 channels,
     tensor cores at 600 TFLOP/s would ask it for 9 TB/s. Its other sizes are the largest that compile without spilled
     registers. Devices with less shared memory than an H200 (A100 163 KiB, L4 and L40S 99) get smaller ones.
     """
 
     decode_tokens: int
+    decode_warps: int
     decode_stages: int
     prefill_rows: int
     prefill_tokens: int
@@ -68,14 +70,14 @@ class Tiles:
     def of(cls, padded_dim: int, element_bytes: int, device: Device) -> "Tiles":
         """For a head size, rounded up to a power of two."""
         if element_bytes == 4:  # plain arithmetic instead of tensor cores: exactness is asked for, not speed
-            return cls(16, 3, 32, 16, 4, 2)
+            return cls(16, 4, 3, 32, 16, 4, 2)
         if device.shared_bytes < H200.shared_bytes:
-            return cls(4096 // max(padded_dim, 64), 5, 64, 4096 // max(padded_dim, 128), 4, 2)
+            return cls(4096 // max(padded_dim, 64), 2, 3, 64, 4096 // max(padded_dim, 128), 4, 2)
         if padded_dim <= 64:
-            return cls(128, 5, 128, 64, 4, 3)
+            return cls(128, 2, 3, 128, 64, 4, 3)
         if padded_dim <= 128:
-            return cls(64, 5, 128, 128, 8, 3)
-        return cls(32, 5, 128, 64, 8, 3)
+            return cls(64, 2, 3, 128, 128, 8, 3)
+        return cls(32, 2, 3, 128, 64, 8, 3)
 
 
 class TritonOps:
@@ -189,7 +191,7 @@ class TritonOps:
             self._padded_dim,
             *share,
             num_splits == 1,
-            num_warps=4,
+            num_warps=self._tiles.decode_warps,
             num_stages=self._tiles.decode_stages,
         )
         if num_splits > 1:
@@ -238,7 +240,7 @@ class TritonOps:
 
     def num_splits(self, num_lines: int, max_context: int) -> int:
         """Into how many shares decode cuts each line's context: enough to occupy the device, none of them tiny."""
-        wanted = -(-_PROGRAMS_PER_SM * self._device.num_sms // max(1, num_lines * self._num_kv_heads))
+        wanted = _PROGRAMS_PER_SM * self._device.num_sms // max(1, num_lines * self._num_kv_heads)
         return max(1, min(wanted, -(-max_context // _MIN_SPLIT_TOKENS), _MAX_SPLITS))
 
     def _group(self, queries: Tensor) -> int:

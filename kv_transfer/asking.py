@@ -2,21 +2,20 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from torch import Tensor
 
-from core.errors import Corrupt, LayoutMismatch, LeaseExpired, PeerLost, TransferError
+from core.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError
 from core.kv import FetchTarget, KVHandle
 from kv_transfer.control import Control
 from kv_transfer.copy_plan import MAX_PIECE_BYTES
-from kv_transfer.digest import block_digest
-from kv_transfer.faults import Faults, NoFaults
+from kv_transfer.faults import Block, Faults, NoFaults
 from kv_transfer.frames import BadFrame, Kind
-from kv_transfer.lent import check_columns
+from kv_transfer.lent import check_columns, check_digests
 from kv_transfer.packing import Blocks
 from kv_transfer.pairs import PROGRESS_S, READER, Pair, PairBroken, PairKind, Work
 
@@ -232,13 +231,18 @@ class Asking:
     def _take(self, piece: Piece, packed: Tensor) -> None:
         """Into our blocks; those that are whole now are proven."""
         self._pool.unpack(packed, self._into.block_ids, piece.start)
-        for column in range(piece.start // self._size, piece.end // self._size):
-            with self._pool.opened(self._into.block_ids[column], not isinstance(self._faults, NoFaults)) as block:
-                self._faults.after_copy(block)
-                if block_digest(block) != self._handle.digests[column]:
-                    where = f"block {self._handle.block_ids[column]} of {self._handle.owner}"
-                    raise Corrupt(f"{self._handle.attempt}: the digest of {where} is not the one that was lent")
-                self._faults.after_check(block)
+        columns = tuple(range(piece.start // self._size, piece.end // self._size))
+        whole = tuple(self._into.block_ids[column] for column in columns)
+        self._tell_faults(self._faults.after_copy, whole)
+        check_digests(self._handle.take(columns), self._pool.digests(whole))
+        self._tell_faults(self._faults.after_check, whole)
+
+    def _tell_faults(self, happen: Callable[[Block], None], block_ids: Sequence[int]) -> None:
+        if isinstance(self._faults, NoFaults):
+            return
+        for block_id in block_ids:
+            with self._pool.opened(block_id) as block:
+                happen(block)
 
 
 def translated(owner: str, error: Exception) -> TransferError:

@@ -33,7 +33,6 @@ __all__ = ["CudaIpcTransport", "IpcOptions", "can_run"]
 class IpcOptions:
     """How a node reads device memory. `progress_s`: how long a copy may take before the device counts as stalled."""
 
-    digests: DigestKind = DigestKind.XXH3
     progress_s: float = 10.0
     faults: Faults | None = None
 
@@ -70,7 +69,7 @@ class CudaIpcTransport:
         try:
             self._binding = Binding(node, layout, slab.shape, self.name, self._door.open())
             handle = slab.device.export(slab.at.pointer)
-            self._door.start(msgpack.packb((self._binding.pack(), handle, self._options.digests.value)))
+            self._door.start(msgpack.packb((self._binding.pack(), handle, DigestKind.SUM128.value)))
         except BaseException:
             self._door.close()
             raise
@@ -84,7 +83,7 @@ class CudaIpcTransport:
         check_fits(peer, self._binding)
         link, hello = knock(peer.node, peer.address, self._token, self._binding.node)
         try:
-            pointer = self._map(peer, _handle_in(hello, peer, self._options.digests))
+            pointer = self._map(peer, _handle_in(hello, peer))
         except BaseException:
             link.close()
             raise
@@ -115,8 +114,7 @@ class CudaIpcTransport:
             assert isinstance(peer, MappedPeer)
             self._stalled.check()
             with peer.using(), self._stream() as stream:
-                options, own = self._options, self._slab.at
-                copy = DeviceCopy(handle, into, peer.at, own, stream, options.digests, self._faults)
+                copy = DeviceCopy(handle, into, peer.at, self._slab.at, stream, self._faults)
                 return copy.run(peer.check, lambda is_done: self._wait(is_done, handle.owner))
 
     def _wait(self, is_done: Callable[[], bool], owner: NodeId) -> bool:
@@ -164,7 +162,7 @@ def _is_idle(stream: Stream) -> bool:
         return False
 
 
-def _handle_in(hello: bytes, peer: Binding, digests: DigestKind) -> bytes:
+def _handle_in(hello: bytes, peer: Binding) -> bytes:
     """What the owner said of itself: the handle of its memory. Raises PeerLost, LayoutMismatch."""
     try:
         told, handle, kind = msgpack.unpackb(hello, use_list=False)
@@ -173,6 +171,6 @@ def _handle_in(hello: bytes, peer: Binding, digests: DigestKind) -> bytes:
     except (ValueError, TypeError) as error:
         raise LayoutMismatch(f"{peer.node}: not a hello of cuda_ipc: {error}") from error
     check_told(Binding.unpack(told), peer)
-    if kind != digests.value:
-        raise LayoutMismatch(f"{peer.node}: seals with {kind}, this node compares {digests.value}")
+    if kind != DigestKind.SUM128.value:
+        raise LayoutMismatch(f"{peer.node}: seals with {kind}, this node compares {DigestKind.SUM128.value}")
     return handle

@@ -8,12 +8,11 @@ from datetime import timedelta
 from typing import cast
 
 import torch
-from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from core.errors import ConfigError
 from core.ids import LayoutId, NodeId
-from core.kv import SlabShape
+from kv_transfer.device_slab import DeviceSlab
 from kv_transfer.packing import TensorBlocks
 from kv_transfer.pair_server import PairServer
 from kv_transfer.pair_transport import PairOptions, PairTransport
@@ -67,23 +66,24 @@ class NcclPairs:
 
 
 class NcclTransport(PairTransport):
-    """The transport `nccl`. `memory` is the slab: flat, uint8, on the device that the node computes on."""
+    """The transport `nccl`, over a slab on the device that the node computes on."""
 
     def __init__(
         self,
-        own: tuple[NodeId, LayoutId, SlabShape],
-        memory: Tensor,
+        node: NodeId,
+        layout: LayoutId,
+        slab: DeviceSlab,
         host: str,
         token: bytes,
         options: PairOptions | None = None,
         kind: PairKind | None = None,
     ) -> None:
         kind = kind or NcclPairs()
-        node, layout, shape = own
         server = PairServer(host, token)
         try:
-            binding = Binding(node, layout, shape, "nccl", server.address)
-            super().__init__(binding, TensorBlocks(memory, shape), kind, server, token, options or PairOptions())
+            binding = Binding(node, layout, slab.shape, "nccl", server.address)
+            pool = TensorBlocks(slab.buffer, slab.shape, slab.digests)
+            super().__init__(binding, pool, kind, server, token, options or PairOptions())
         except BaseException:
             server.close()
             raise

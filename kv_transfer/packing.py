@@ -3,7 +3,7 @@
 Bytes `start` to `end` of some blocks laid end to end are either whole blocks or part of one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from core.kv import KVLayout, SlabShape
+from kv_transfer.digest import block_digest
 from kv_transfer.faults import Block
 from kv_transfer.slab import Slab, SlabView
+
+Digests = Callable[[tuple[int, ...]], tuple[bytes, ...]]
+"""Of what blocks of a pool hold now."""
 
 
 class Blocks(Protocol):
@@ -49,8 +53,12 @@ class Blocks(Protocol):
         """The reverse; when it returns, `packed` may be filled again."""
         ...
 
-    def opened(self, block: int, is_changed: bool) -> AbstractContextManager[Block]:
-        """The bytes of a block on the host; where `is_changed`, what is done to them counts."""
+    def digests(self, block_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """Of what these blocks hold now: with what pools of this memory are sealed (`DigestKind`)."""
+        ...
+
+    def opened(self, block: int) -> AbstractContextManager[Block]:
+        """The bytes of a block on the host, for faults; what is done to them counts."""
         ...
 
 
@@ -100,8 +108,12 @@ class HostBlocks:
         else:
             blocks[block_ids[start // size]][start % size : start % size + len(flat)] = flat
 
+    def digests(self, block_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """xxh3, where they lie."""
+        return tuple(block_digest(self.view.blocks[block]) for block in block_ids)
+
     @contextmanager
-    def opened(self, block: int, is_changed: bool) -> Iterator[Block]:
+    def opened(self, block: int) -> Iterator[Block]:
         """The block itself."""
         yield self.view.blocks[block]
 
@@ -132,8 +144,9 @@ class TensorBlocks:
 
     slab = None
 
-    def __init__(self, memory: Tensor, shape: SlabShape) -> None:
+    def __init__(self, memory: Tensor, shape: SlabShape, digests: Digests) -> None:
         self._shape = shape
+        self._digests = digests
         self._generations = memory[: shape.num_blocks * 8].view(torch.int64)
         self._blocks = memory[shape.blocks_offset : shape.total_bytes].view(shape.num_blocks, -1)
 
@@ -176,14 +189,17 @@ class TensorBlocks:
             self._blocks[block_ids[start // size]][start % size : start % size + num_bytes] = packed
         self._wait()
 
+    def digests(self, block_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """On the device, after all that `unpack` has done."""
+        return self._digests(tuple(block_ids))
+
     @contextmanager
-    def opened(self, block: int, is_changed: bool) -> Iterator[Block]:
-        """A copy on the host, written back where it may have changed."""
+    def opened(self, block: int) -> Iterator[Block]:
+        """A copy on the host, written back."""
         data = self._blocks[block].cpu()
         yield data.numpy()
-        if is_changed:
-            self._blocks[block] = data.to(self._blocks.device)
-            self._wait()
+        self._blocks[block] = data.to(self._blocks.device)
+        self._wait()
 
     def _index(self, block_ids: Sequence[int]) -> Tensor:
         return torch.tensor(tuple(block_ids), dtype=torch.int64, device=self._blocks.device)

@@ -14,7 +14,7 @@ from kv_transfer.slab import Slab
 
 
 class Pool(Protocol):
-    """A slab with an address. `device` is None in host memory; `digests_kind` is what its blocks are sealed with."""
+    """A slab with an address. `device` is None in host memory; `kind` is what its blocks are sealed with."""
 
     @property
     def shape(self) -> SlabShape:
@@ -77,9 +77,10 @@ class HostPool:
 class DevicePool:
     """A slab in device memory."""
 
-    def __init__(self, slab: DeviceSlab, kind: DigestKind = DigestKind.XXH3) -> None:
+    kind = DigestKind.SUM128
+
+    def __init__(self, slab: DeviceSlab) -> None:
         self._slab = slab
-        self.kind = kind
         self.shape = slab.shape
         self.address = slab.at.pointer
         self.device: int | None = slab.device.index
@@ -89,10 +90,8 @@ class DevicePool:
         self._slab.write_generations(block_ids, generations)
 
     def digests(self, block_ids: tuple[int, ...]) -> tuple[bytes, ...]:
-        """On the device, or xxh3 over a copy on the host."""
-        if self.kind is DigestKind.SUM128:
-            return self._slab.digests(block_ids)
-        return tuple(block_digest(self._slab.read_block(block)) for block in block_ids)
+        """On the device."""
+        return self._slab.digests(block_ids)
 
     def tell(self, block_ids: tuple[int, ...], happen: Callable[[Block], None]) -> None:
         """Over a copy on the host, and back."""

@@ -65,15 +65,19 @@ class StagedBlocks:
             for block, at, part in self._parts(block_ids, start, len(flat)):
                 self._device_slab.write_block(block, flat[part].tobytes(), at)
 
+    def digests(self, block_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """On the device."""
+        with _failing():
+            return self._device_slab.digests(tuple(block_ids))
+
     @contextmanager
-    def opened(self, block: int, is_changed: bool) -> Iterator[Block]:
-        """A copy on the host, written back where it may have changed."""
+    def opened(self, block: int) -> Iterator[Block]:
+        """A copy on the host, written back."""
         with _failing():
             data = np.frombuffer(bytearray(self._device_slab.read_block(block)), np.uint8)
         yield data
-        if is_changed:
-            with _failing():
-                self._device_slab.write_block(block, data.tobytes())
+        with _failing():
+            self._device_slab.write_block(block, data.tobytes())
 
     def _parts(self, block_ids: Sequence[int], start: int, num_bytes: int) -> Iterator[tuple[int, int, slice]]:
         """Block, place in it, and which of the packed bytes: whole blocks, or part of one."""

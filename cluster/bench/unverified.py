@@ -15,7 +15,7 @@ from unittest.mock import patch
 from kv_transfer.digest import DIGEST_BYTES
 
 TRUSTED = bytes(DIGEST_BYTES)
-DIGESTING = ("kv_transfer.block_copy", "kv_transfer.asking", "kv_transfer.pools")
+DIGESTING = ("kv_transfer.block_copy", "kv_transfer.packing", "kv_transfer.pools")
 """The modules that compute what a fetch compares."""
 
 

@@ -91,9 +91,12 @@ def _load(settings: NodeSettings, memory: NodeMemory, progress: Progress) -> Exe
         settings.quantization,
     )
     progress("loading weights", 0.0)
-    executor = load_executor(
-        config, memory.slab.buffer, memory.slab.shape, lambda done, total: progress("loading weights", done / total)
-    )
+    slab = memory.slab
+
+    def loading(done: int, total: int) -> None:
+        progress("loading weights", done / total)
+
+    executor = load_executor(config, slab.buffer, slab.shape, loading, memory.digests)
     progress("warming up", 0.0)
     executor.warm_up()
     return executor

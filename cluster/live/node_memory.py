@@ -10,6 +10,7 @@ from core.ids import NodeId
 from core.kv import SlabShape
 from kv_transfer.device import Device, DeviceFailed
 from kv_transfer.device_slab import DeviceSlab
+from kv_transfer.packing import Digests
 from kv_transfer.slab import Slab
 
 Progress = Callable[[str, float], None]
@@ -22,6 +23,11 @@ class NodeMemory:
     slab: Slab | DeviceSlab
     device: str
     gpu: str = ""
+
+    @property
+    def digests(self) -> Digests | None:
+        """What its blocks are sealed with, where that is computed on the device."""
+        return self.slab.digests if isinstance(self.slab, DeviceSlab) else None
 
 
 TakeMemory = Callable[[NodeSettings, SlabShape, NodeId, Progress], NodeMemory]

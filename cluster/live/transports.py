@@ -62,14 +62,13 @@ def _nixl(at: Endpoint) -> Transport:
 
 
 def _cuda_ipc(at: Endpoint) -> Transport:
-    """Blocks are compared by xxh3, since executors seal with it."""
     assert isinstance(at.slab, DeviceSlab), "refused by `check_transport`"
     return CudaIpcTransport(at.node, at.layout, at.slab, at.token)
 
 
 def _nccl(at: Endpoint) -> Transport:
     assert isinstance(at.slab, DeviceSlab), "refused by `check_transport`"
-    return NcclTransport((at.node, at.layout, at.slab.shape), at.slab.buffer, at.host, at.token)
+    return NcclTransport(at.node, at.layout, at.slab, at.host, at.token)
 
 
 MAKE: dict[str, Callable[[Endpoint], Transport]] = {

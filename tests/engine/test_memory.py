@@ -21,7 +21,7 @@ def test_a_block_is_one_range_of_bytes_with_heads_first() -> None:
     memory.blocks[4, 1, 2, 1, 3] = torch.tensor([1.0, 2.0, 3.0, 4.0])
     found = np.frombuffer(slab, np.float32, offset=SHAPE.block_offset(4), count=LAYOUT.bytes_per_block // 4)
     assert found.reshape(2, 3, 2, 5, 4)[1, 2, 1, 3].tolist() == [1.0, 2.0, 3.0, 4.0]
-    assert memory.digest(4) == xxhash.xxh3_128_digest(slab[SHAPE.block_offset(4) : SHAPE.block_offset(5)])
+    assert memory.digests((4,))[0] == xxhash.xxh3_128_digest(slab[SHAPE.block_offset(4) : SHAPE.block_offset(5)])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

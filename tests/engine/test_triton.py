@@ -147,7 +147,7 @@ def test_what_is_not_finite_in_a_lines_own_context_reaches_its_result_and_no_oth
 
 @pytest.mark.parametrize(
     ("num_lines", "max_context", "expected"),
-    [(1, 100, 1), (1, 1024, 8), (1, 65_536, 128), (16, 8192, 9), (64, 1024, 3), (64, 300, 3), (256, 8192, 1)],
+    [(1, 100, 1), (1, 1024, 8), (1, 65_536, 66), (8, 8192, 8), (16, 8192, 4), (16, 300, 3), (64, 8192, 1)],
 )
 def test_contexts_are_split_until_the_device_is_full_and_no_further(
     num_lines: int, max_context: int, expected: int

@@ -45,8 +45,7 @@ def shown() -> int:
 def nccl_over_gloo(at: Endpoint) -> Transport:
     """`NcclTransport` over the stand-in's memory as a tensor."""
     assert isinstance(at.slab, DeviceSlab)
-    own, pairs = (at.node, at.layout, at.slab.shape), GlooPairs(at.host)
-    return NcclTransport(own, at.slab.buffer, at.host, at.token, kind=pairs)
+    return NcclTransport(at.node, at.layout, at.slab, at.host, at.token, kind=GlooPairs(at.host))
 
 
 def build_on_stand_in(order: NodeOrder, progress: Progress) -> NodeParts:

@@ -9,7 +9,6 @@ import pytest
 from core.ids import AttemptId, LayoutId, NodeId
 from core.kv import FetchTarget, KVHandle, SlabShape
 from kv_transfer import door, nixl
-from kv_transfer.device_copy import DigestKind
 from kv_transfer.faults import Block, Faults
 from kv_transfer.gloo import GlooTransport
 from kv_transfer.inproc import Exchange, InprocTransport
@@ -18,7 +17,7 @@ from kv_transfer.pair_transport import PairOptions
 from kv_transfer.shm import ShmTransport
 from kv_transfer.slab import Slab
 from kv_transfer.transport import Transport
-from tests.transports.device_lenders import IpcLender, StandInSlab, ipc_reader, staged_lender, staged_reader
+from tests.transports.device_lenders import StandInSlab, ipc_lender, ipc_reader, staged_lender, staged_reader
 from tests.transports.lenders import (
     LAYOUT,
     SMALL,
@@ -36,8 +35,7 @@ KINDS = (
     "inproc",
     "shm",
     "shm across processes",
-    "cuda_ipc over a stand-in, xxh3",
-    "cuda_ipc over a stand-in, sum128",
+    "cuda_ipc over a stand-in",
     "cuda_ipc over a stand-in, across processes",
     "nixl",
     "nixl across processes",
@@ -91,10 +89,6 @@ class Pair:
     def is_cuda_ipc(self) -> bool:
         return self.kind.startswith("cuda_ipc")
 
-    @property
-    def digests(self) -> DigestKind:
-        return DigestKind.XXH3 if self.kind.endswith("xxh3") else DigestKind.SUM128
-
     def new_lender(self, node: NodeId = LENDER, layout: LayoutId = LAYOUT, shape: SlabShape = SMALL) -> Lender:
         lender: Lender
         if self.kind == "inproc":
@@ -110,7 +104,7 @@ class Pair:
         elif self.kind.startswith("gloo"):
             lender = staged_lender(node, layout, shape)
         else:
-            lender = IpcLender(node, layout, shape, self.digests)
+            lender = ipc_lender(node, layout, shape)
         lender.lend("r#1", READER)
         self._lenders.append(lender)
         return lender
@@ -126,7 +120,7 @@ class Pair:
             self._closers += [transport.close, slab.close]
             return transport, slab
         if self.is_cuda_ipc:
-            transport, slab = ipc_reader(READER, LAYOUT, shape, self.digests, faults)
+            transport, slab = ipc_reader(READER, LAYOUT, shape, faults)
             self._closers += [transport.close, slab.close]
             return transport, slab
         if self.kind == "gloo over a stand-in device":

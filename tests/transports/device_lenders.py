@@ -3,13 +3,13 @@
 from core.ids import LayoutId, NodeId
 from core.kv import SlabShape
 from kv_transfer.cuda_ipc import CudaIpcTransport, IpcOptions
-from kv_transfer.device_copy import DigestKind
 from kv_transfer.device_slab import DeviceSlab
 from kv_transfer.faults import Faults, NoFaults
 from kv_transfer.gloo import GlooTransport
 from kv_transfer.pair_transport import PairOptions
 from kv_transfer.slab import SlabView
 from kv_transfer.staging import StagedBlocks
+from kv_transfer.transport import Transport
 from tests.transports.lenders import TOKEN, LocalLender, content
 from tests.transports.stand_in_device import StandInDevice
 
@@ -30,39 +30,38 @@ class StandInSlab(DeviceSlab):
         return self.stand_in.at(pointer, size).data
 
 
-class IpcLender(LocalLender):
-    """Seals with what the readers of its kind compare."""
+class DeviceLender(LocalLender):
+    """Seals on the device."""
 
-    def __init__(
-        self, node: NodeId, layout: LayoutId, shape: SlabShape, kind: DigestKind, token: bytes = TOKEN
-    ) -> None:
-        self.device_slab = StandInSlab(shape)
-        self.kind = kind
-        transport = CudaIpcTransport(node, layout, self.device_slab, token, IpcOptions(kind, faults=NoFaults()))
-        super().__init__(transport, self.device_slab)  # type: ignore[arg-type]
+    def __init__(self, transport: Transport, slab: StandInSlab) -> None:
+        self.device_slab = slab
+        super().__init__(transport, slab)  # type: ignore[arg-type]
 
     def write(self, block: int, generation: int, seed: int, num_bytes: int | None = None) -> bytes:
-        if self.kind is DigestKind.XXH3:
-            return super().write(block, generation, seed, num_bytes)
         size = self.slab.shape.layout.bytes_per_block if num_bytes is None else num_bytes
         self.device_slab.set_generation(block, generation)
         self.device_slab.write_block(block, content(seed, size))
         return self.device_slab.digests((block,))[0]
 
 
+def ipc_lender(node: NodeId, layout: LayoutId, shape: SlabShape, token: bytes = TOKEN) -> DeviceLender:
+    slab = StandInSlab(shape)
+    return DeviceLender(CudaIpcTransport(node, layout, slab, token, IpcOptions(faults=NoFaults())), slab)
+
+
 def ipc_reader(
-    node: NodeId, layout: LayoutId, shape: SlabShape, kind: DigestKind, faults: Faults | None
+    node: NodeId, layout: LayoutId, shape: SlabShape, faults: Faults | None
 ) -> tuple[CudaIpcTransport, StandInSlab]:
     slab = StandInSlab(shape)
-    return CudaIpcTransport(node, layout, slab, TOKEN, IpcOptions(kind, progress_s=5, faults=faults)), slab
+    return CudaIpcTransport(node, layout, slab, TOKEN, IpcOptions(progress_s=5, faults=faults)), slab
 
 
 def staged_lender(node: NodeId, layout: LayoutId, shape: SlabShape) -> LocalLender:
     slab = StandInSlab(shape)
-    made: list[LocalLender] = []
+    made: list[DeviceLender] = []
     options = PairOptions(NoFaults(), meanwhile=lambda: made[0].meanwhile())
     transport = GlooTransport(node, layout, StagedBlocks(slab), "127.0.0.1", TOKEN, options)
-    made.append(LocalLender(transport, slab))  # type: ignore[arg-type]
+    made.append(DeviceLender(transport, slab))
     return made[0]
 
 

@@ -5,9 +5,8 @@ import os
 import signal
 import sys
 
-from kv_transfer.device_copy import DigestKind
 from kv_transfer.transport import Binding
-from tests.transports.device_lenders import IpcLender
+from tests.transports.device_lenders import ipc_lender
 from tests.transports.lenders import LocalLender, gloo_lender, shm_lender
 from tests.transports.nixl_lenders import nixl_lender
 
@@ -18,7 +17,7 @@ def do(lenders: dict[str, LocalLender], deed: str, order: dict[str, object]) -> 
         wanted = Binding.unpack(bytes.fromhex(str(order["wanted"])))
         token = bytes.fromhex(str(order["token"]))
         if wanted.transport == "cuda_ipc":
-            lenders[wanted.node] = IpcLender(wanted.node, wanted.layout, wanted.shape, DigestKind.SUM128, token)
+            lenders[wanted.node] = ipc_lender(wanted.node, wanted.layout, wanted.shape, token)
         elif wanted.transport == "nixl":
             lenders[wanted.node] = nixl_lender(wanted.node, wanted.layout, wanted.shape, token)
         elif wanted.transport == "gloo":

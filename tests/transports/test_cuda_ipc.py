@@ -14,16 +14,14 @@ from core.ids import NodeId
 from core.kv import KVHandle, KVLayout, SlabShape
 from kv_transfer import cuda_ipc, door
 from kv_transfer.cuda_ipc import CudaIpcTransport, IpcOptions
-from kv_transfer.device_copy import DigestKind
 from kv_transfer.door import Door
 from kv_transfer.faults import NoFaults
 from kv_transfer.knock import is_open, knock
 from tests.transports.conftest import LENDER, READER, handle_of, target
-from tests.transports.device_lenders import IpcLender, StandInSlab
+from tests.transports.device_lenders import DeviceLender, StandInSlab, ipc_lender
 from tests.transports.lenders import LAYOUT, SMALL, TOKEN, content
 
 BLOCK = SMALL.layout.bytes_per_block
-SUM128 = DigestKind.SUM128
 
 
 def until(is_true: Callable[[], bool]) -> None:
@@ -36,10 +34,10 @@ def until(is_true: Callable[[], bool]) -> None:
 class Reader:
     """A reader with no faults: the path that is taken where nothing is tested."""
 
-    def __init__(self, digests: DigestKind = SUM128, progress_s: float = 20) -> None:
+    def __init__(self, progress_s: float = 20) -> None:
         self.slab = StandInSlab(SMALL)
         self.device = self.slab.stand_in
-        options = IpcOptions(digests, progress_s, NoFaults())
+        options = IpcOptions(progress_s, NoFaults())
         self.transport = CudaIpcTransport(READER, LAYOUT, self.slab, TOKEN, options)
 
     @property
@@ -52,8 +50,8 @@ class Reader:
 
 
 @pytest.fixture
-def lender() -> Iterator[IpcLender]:
-    made = IpcLender(LENDER, LAYOUT, SMALL, SUM128)
+def lender() -> Iterator[DeviceLender]:
+    made = ipc_lender(LENDER, LAYOUT, SMALL)
     yield made
     made.device_slab.stand_in.is_held = False
     made.close()
@@ -67,14 +65,12 @@ def reader() -> Iterator[Reader]:
     made.close()
 
 
-def lent(lender: IpcLender, *blocks: int) -> KVHandle:
+def lent(lender: DeviceLender, *blocks: int) -> KVHandle:
     digests = tuple(lender.write(block, 7, seed=block) for block in blocks)
     return handle_of(blocks, (7,) * len(blocks), digests)
 
 
-@pytest.mark.parametrize("kind", DigestKind)
-def test_a_fetch_without_faults_is_one_pass_and_proves_the_bytes(kind: DigestKind) -> None:
-    lender, reader = IpcLender(LENDER, LAYOUT, SMALL, kind), Reader(kind)
+def test_a_fetch_without_faults_is_one_pass_and_proves_the_bytes(lender: DeviceLender, reader: Reader) -> None:
     reader.transport.bind(lender.binding())
     handle = lent(lender, 5, 9)
     assert reader.transport.fetch(handle, target((0, 3))) == 2 * BLOCK
@@ -83,16 +79,14 @@ def test_a_fetch_without_faults_is_one_pass_and_proves_the_bytes(kind: DigestKin
     lender.device_slab.write_block(9, b"x")
     with pytest.raises(Corrupt):
         reader.transport.fetch(handle, target((0, 3)))
-    reader.close()
-    lender.close()
 
 
-def test_a_digest_that_the_device_computes_is_the_one_that_seals(lender: IpcLender) -> None:
+def test_a_digest_that_the_device_computes_is_the_one_that_seals(lender: DeviceLender) -> None:
     digests = lent(lender, 5, 9).digests
     assert lender.device_slab.digests((9, 5)) == (digests[1], digests[0])
 
 
-def test_memory_of_an_owner_that_closes_is_unmapped_without_a_fetch(lender: IpcLender, reader: Reader) -> None:
+def test_memory_of_an_owner_that_closes_is_unmapped_without_a_fetch(lender: DeviceLender, reader: Reader) -> None:
     reader.transport.bind(lender.binding())
     assert reader.num_mapped == 1
     lender.transport.close()
@@ -102,7 +96,7 @@ def test_memory_of_an_owner_that_closes_is_unmapped_without_a_fetch(lender: IpcL
 
 
 def test_memory_is_unmapped_when_its_peer_is_unbound_and_when_it_is_bound_again(
-    lender: IpcLender, reader: Reader
+    lender: DeviceLender, reader: Reader
 ) -> None:
     for _ in range(3):
         reader.transport.bind(lender.binding())
@@ -111,7 +105,7 @@ def test_memory_is_unmapped_when_its_peer_is_unbound_and_when_it_is_bound_again(
     assert reader.num_mapped == 0
 
 
-def test_an_owner_closes_only_after_a_fetch_that_runs_has_let_go(lender: IpcLender, reader: Reader) -> None:
+def test_an_owner_closes_only_after_a_fetch_that_runs_has_let_go(lender: DeviceLender, reader: Reader) -> None:
     reader.transport.bind(lender.binding())
     handle = lent(lender, 5)
     reader.device.is_held = True
@@ -137,7 +131,7 @@ def test_an_owner_closes_only_after_a_fetch_that_runs_has_let_go(lender: IpcLend
 
 
 def test_an_owner_waits_only_so_long_for_a_reader_that_does_not_let_go(
-    lender: IpcLender, monkeypatch: pytest.MonkeyPatch
+    lender: DeviceLender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(door, "LEAVE_S", 0.1)
     link, _ = knock(LENDER, lender.binding().address, TOKEN, READER)
@@ -146,7 +140,7 @@ def test_an_owner_waits_only_so_long_for_a_reader_that_does_not_let_go(
     link.close()
 
 
-def test_a_copy_that_takes_too_long_keeps_its_targets_until_it_ends_and_refuses_others(lender: IpcLender) -> None:
+def test_a_copy_that_takes_too_long_keeps_its_targets_until_it_ends_and_refuses_others(lender: DeviceLender) -> None:
     reader = Reader(progress_s=0.05)
     reader.transport.bind(lender.binding())
     handle, ended = lent(lender, 5), []
@@ -178,7 +172,7 @@ def refuses(reader: Reader, handle: KVHandle) -> bool:
     return False
 
 
-def test_closing_gives_up_a_copy_that_never_ends(lender: IpcLender) -> None:
+def test_closing_gives_up_a_copy_that_never_ends(lender: DeviceLender) -> None:
     reader = Reader(progress_s=0.05)
     reader.transport.bind(lender.binding())
     handle, ended = lent(lender, 5), []
@@ -198,7 +192,9 @@ def test_closing_gives_up_a_copy_that_never_ends(lender: IpcLender) -> None:
     reader.slab.close()
 
 
-def test_a_device_that_fails_loses_the_peer_and_its_stream_is_not_used_again(lender: IpcLender, reader: Reader) -> None:
+def test_a_device_that_fails_loses_the_peer_and_its_stream_is_not_used_again(
+    lender: DeviceLender, reader: Reader
+) -> None:
     reader.transport.bind(lender.binding())
     handle = lent(lender, 5)
     reader.device.fails = "an illegal memory access was encountered"
@@ -210,7 +206,7 @@ def test_a_device_that_fails_loses_the_peer_and_its_stream_is_not_used_again(len
     assert reader.device.num_streams == num_streams + 1
 
 
-def test_streams_are_used_again_and_closed_at_the_end(lender: IpcLender) -> None:
+def test_streams_are_used_again_and_closed_at_the_end(lender: DeviceLender) -> None:
     reader = Reader()
     reader.transport.bind(lender.binding())
     for _ in range(5):
@@ -218,13 +214,6 @@ def test_streams_are_used_again_and_closed_at_the_end(lender: IpcLender) -> None
     assert reader.device.num_streams == 2  # the slab's own, and one
     reader.close()
     assert reader.device.num_streams == 0 and not reader.device.ranges
-
-
-def test_pools_that_are_sealed_otherwise_are_refused_by_name(lender: IpcLender) -> None:
-    reader = Reader(DigestKind.XXH3)
-    with pytest.raises(LayoutMismatch, match="lender@1: seals with sum128, this node compares xxh3_128"):
-        reader.transport.bind(lender.binding())
-    reader.close()
 
 
 @pytest.mark.parametrize(
@@ -236,13 +225,14 @@ def test_pools_that_are_sealed_otherwise_are_refused_by_name(lender: IpcLender) 
         (msgpack.packb((b"b", b"", "sum128")), LayoutMismatch, "not a hello"),
         (msgpack.packb(("b", b"h", "sum128")), LayoutMismatch, "not a hello"),
         (msgpack.packb((b"b", b"h", "sum128")), LayoutMismatch, "not a binding"),
+        ("other digests", LayoutMismatch, "lender@1: seals with xxh3_128, this node compares sum128"),
         ("other node", PeerLost, "now belongs to other@2"),
         ("other shape", LayoutMismatch, "was announced as"),
         ("no memory", PeerLost, "cannot be mapped on a stand-in"),
     ],
 )
 def test_an_owner_that_says_something_else_is_not_believed(
-    reader: Reader, lender: IpcLender, hello: bytes | str, error: type[Exception], words: str
+    reader: Reader, lender: DeviceLender, hello: bytes | str, error: type[Exception], words: str
 ) -> None:
     server = Door(TOKEN)
     binding = replace(lender.binding(), address=server.open())
@@ -251,7 +241,8 @@ def test_an_owner_that_says_something_else_is_not_believed(
         "other shape": replace(binding, shape=replace(SMALL, num_blocks=31)),
     }
     if isinstance(hello, str):
-        hello = msgpack.packb((told.get(hello, binding).pack(), b"/proc/self/nothing", "sum128"))
+        digests = "xxh3_128" if hello == "other digests" else "sum128"
+        hello = msgpack.packb((told.get(hello, binding).pack(), b"/proc/self/nothing", digests))
     server.start(hello)
     with pytest.raises(error, match=words):
         reader.transport.bind(binding)

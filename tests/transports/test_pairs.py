@@ -23,6 +23,7 @@ from kv_transfer.pairs import PROGRESS_S, GlooPairs
 from kv_transfer.slab import Slab
 from kv_transfer.transport import Binding
 from tests.transports.conftest import LENDER, READER, handle_of, target
+from tests.transports.device_lenders import DeviceLender, StandInSlab
 from tests.transports.lenders import LAYOUT, SMALL, TOKEN, LocalLender, content, gloo_lender
 from tests.transports.pair_ends import gloo, impostor, reader, served
 
@@ -245,21 +246,20 @@ def test_pieces_shrink_on_a_slow_link_and_grow_on_a_fast_one() -> None:
 def test_nccl_is_refused_where_there_is_none_with_the_reason() -> None:
     if not nccl.why_not():
         return
-    memory = torch.zeros(SMALL.total_bytes, dtype=torch.uint8)
+    slab = StandInSlab(SMALL)
     with pytest.raises(ConfigError, match=r"nccl cannot work here: (this build of torch has no NCCL|no CUDA device)"):
-        nccl.NcclTransport((READER, LAYOUT, SMALL), memory, "127.0.0.1", TOKEN)
+        nccl.NcclTransport(READER, LAYOUT, slab, "127.0.0.1", TOKEN)
+    slab.close()
 
 
 def test_blocks_that_are_tensors_travel_by_the_same_logic() -> None:
     sides = []
     for node in (LENDER, READER):
-        slab = Slab.in_process(SMALL)
-        memory = torch.frombuffer(slab.buffer, dtype=torch.uint8)
+        slab = StandInSlab(SMALL)
         options, kind = PairOptions(NoFaults()), GlooPairs("127.0.0.1")
-        own = (node, LAYOUT, SMALL)
-        sides.append((nccl.NcclTransport(own, memory, "127.0.0.1", TOKEN, options, kind), slab))
+        sides.append((nccl.NcclTransport(node, LAYOUT, slab, "127.0.0.1", TOKEN, options, kind), slab))
     (owner, theirs), (transport, ours) = sides
-    lender = LocalLender(owner, theirs)
+    lender = DeviceLender(owner, theirs)
     lender.lend("r#1", READER)
     digests = tuple(lender.write(block, 2**63 + block, seed=block) for block in (9, 3, 4))
     transport.bind(owner.binding())

@@ -128,5 +128,5 @@ def test_the_kernels_compile_for_gpus(card: str, nvrtc: Any) -> None:
     text = nvrtc.getPTX(program).decode()
     assert len(nvrtc.getCUBIN(program)) > 0
     assert all(f".entry {kernel}(" in text for kernel in KERNELS)
-    assert len(re.findall(r"ld\.global\.cs\.v2\.[ub]64", text)) == VECTORS_PER_THREAD  # 16 bytes a load and a store
+    assert len(re.findall(r"ld\.global\.v2\.[ub]64", text)) == 2 * VECTORS_PER_THREAD  # 16 bytes each; copy and sums
     assert len(re.findall(r"st\.global\.v2\.[ub]64", text)) == VECTORS_PER_THREAD
