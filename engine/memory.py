@@ -100,7 +100,11 @@ class KVMemory:
 
     def read_blocks(self, block_ids: Tensor) -> Tensor:
         """A copy of whole blocks in host memory. Shapes: [blocks] -> uint8 [blocks, bytes_per_block]."""
-        return self._block_bytes[block_ids].to("cpu")
+        held = self._block_bytes[block_ids]
+        if held.device.type == "cpu":
+            return held
+        pinned = torch.empty(held.shape, dtype=held.dtype, pin_memory=True)  # 1.6 GB/s without, on an H200's host
+        return pinned.copy_(held)
 
     def write_blocks(self, block_ids: Tensor, data: Tensor) -> None:
         """Put what `read_blocks` gave into blocks of the same number."""
