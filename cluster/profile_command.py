@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from cluster.console import ERR, OUT
 from cluster.gpu_probe import found_gpus
+from cluster.live.gpus import Gpu
 from cluster.memory import available_memory_bytes
 from cluster.report_file import machine
 from core.errors import ConfigError
@@ -60,7 +61,8 @@ def _measure(args: argparse.Namespace, folder: Path, info: ModelInfo, grid: Grid
         args.block_size,
         LoadFormat(args.load_format),
     )
-    blocks = _num_blocks(info, grid, args)
+    gpu = None if args.device == "cpu" else found_gpus()[0]
+    blocks = _num_blocks(info, grid, args, gpu)
     with BareEngine(choice, blocks) as engine, Progress(console=ERR, disable=not ERR.is_terminal) as progress:
         engine.executor.warm_up()
         task = progress.add_task("measuring", total=1.0)
@@ -74,27 +76,27 @@ def _measure(args: argparse.Namespace, folder: Path, info: ModelInfo, grid: Grid
         num_threads=args.num_threads,
         block_size=args.block_size,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=machine() | {"load_average": os.getloadavg()[0]},
+        machine=machine() | ({} if gpu is None else {"gpu": gpu.name}) | {"load_average": os.getloadavg()[0]},
     )
     return CostTable.of(facts, found.steps, found.copies, found.checks), found.num_left_out
 
 
-def _num_blocks(info: ModelInfo, grid: Grid, args: argparse.Namespace) -> int:
+def _num_blocks(info: ModelInfo, grid: Grid, args: argparse.Namespace, gpu: Gpu | None) -> int:
     """What the largest step of the grid needs, as far as half of the free memory goes."""
     size = args.block_size
     longest = min(info.max_model_len, max(grid.contexts) + grid.repeats + 2)
     prompt = min(info.max_model_len, max(grid.prefill_tokens) + max(grid.prefixes) + 1)
     most = max(grid.rows) * num_blocks(longest, size) + num_blocks(prompt, size)
-    affordable = int(_free_bytes(args, info) * POOL_SHARE) // info.kv_layout(size, args.dtype).bytes_per_block
+    affordable = int(_free_bytes(args, info, gpu) * POOL_SHARE) // info.kv_layout(size, args.dtype).bytes_per_block
     return max(1, min(most, affordable))
 
 
-def _free_bytes(args: argparse.Namespace, info: ModelInfo) -> int:
+def _free_bytes(args: argparse.Namespace, info: ModelInfo, gpu: Gpu | None) -> int:
     """Where the pool will lie; on a GPU, what the weights leave."""
-    if args.device == "cpu":
+    if gpu is None:
         return available_memory_bytes()
     weights = info.weights_bytes * DTYPE_BYTES[args.dtype] // DTYPE_BYTES[info.dtype]
-    return max(0, found_gpus()[0].free_bytes - weights)
+    return max(0, gpu.free_bytes - weights)
 
 
 def _tell(table: CostTable, num_left_out: int, output: str) -> None:

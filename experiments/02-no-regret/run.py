@@ -4,15 +4,18 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 from cluster.cost_sources import NodeKind
 from cluster.plotting import pyplot
 from cluster.report_file import Figure, Sample, write_report
 from cluster.simulated.truth import StraightTruth
+from cluster.simulated.truth_table import TableTruth
 from cluster.tune_plan import Candidate
 from cluster.workload.items import Workload
 from cluster.workload.spec import workload_of
 from core.request import SLO
+from engine.cost_table import CostTable
 from experiments.arms import (
     Found,
     Runs,
@@ -34,6 +37,7 @@ CHUNKS = (128, 256, 512, 1024, 2048)
 PREFILL_CHUNKS = (8192,)
 WORKLOAD = "lengths,in=lognormal:16000:0.6:64000,out=lognormal:400:0.6:2000,rate=4"
 START_RPS = 3.5
+H200_TABLE = Path(__file__).parent.parent / "tables/h200-llama-3-8b.json"
 WARM_UP_S = 10.0
 """Requests that come before are served and not counted, in all arms: the controller begins without a plan."""
 
@@ -63,13 +67,16 @@ class Cell:
         return self.adaptive_rps / self.rate_rps
 
 
-def kind_of(*, is_serial: bool) -> NodeKind:
-    """The nodes. `is_serial`: the parts of a step come one after the other, as an engine has it that computes prompts
-    and rows by kernels of their own; else they hide behind each other as on a roofline."""
+def kind_of(steps: str) -> NodeKind:
+    """The nodes, by how long their steps take. `roofline`: the parts of a step hide behind each other; `serial`: they
+    come one after the other, as in an engine that computes prompts and rows by kernels of their own; `measured`: as
+    this engine was measured on an H200."""
     kind = roofline("H200", "llama-3-8b")
-    if not is_serial:
-        return kind
-    return replace(kind, truth=StraightTruth(replace(kind.truth.belief(), overlap=0.0)))
+    if steps == "serial":
+        return replace(kind, truth=StraightTruth(replace(kind.truth.belief(), overlap=0.0)))
+    if steps == "measured":
+        return replace(kind, truth=TableTruth(CostTable.read(H200_TABLE)))
+    return kind
 
 
 def cell_of(kind: NodeKind, runs: Runs, before: Cell | None) -> Cell | None:
@@ -202,7 +209,7 @@ def main() -> None:
     number = args.requests or (150 if args.quick else 200)
     workloads = [workload_of([f"{WORKLOAD},requests={number}"], seed).workload for seed in range(args.seeds)]
     slos = list(product(TTFTS[1::2], TPOTS[1::2])) if args.quick else ordered_slos()
-    grid_of(kind_of(is_serial=args.serial), workloads, slos, lambda cells: _write(args, cells))
+    grid_of(kind_of(args.steps), workloads, slos, lambda cells: _write(args, cells))
 
 
 def _write(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
@@ -218,7 +225,7 @@ def _write(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--serial", action="store_true", help="nodes on which the parts of a step add up")
+    parser.add_argument("--steps", choices=("roofline", "serial", "measured"), default="roofline", help="of the nodes")
     parser.add_argument("--requests", type=int, default=None, metavar="N", help="of each run (default: 200)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="workloads to take the mean over")
 
