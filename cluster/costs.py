@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cluster.live.config import NodeSettings
-from core.costs import NodeCosts, with_overlap
+from core.costs import NodeCosts, with_overlap, with_prefill_curve
 from core.errors import ConfigError
 from decode_worker.config import PreemptionCosts
 from engine.cost_fit import fit
@@ -29,14 +29,17 @@ def node_costs(table: CostTable) -> NodeCosts:
     terms = [(1.0, float(each.rows), float(each.rows * each.context)) for each in decodes]
     decode, per_row, per_context = fit(terms, [each.median_s for each in decodes])
     costs = NodeCosts(fixed, decode, per_token, per_pair, per_row, per_context)
-    return with_overlap(costs, [_mixed(costs, each) for each in table.steps if each.rows and each.prefill_tokens])
+    alone = sorted((each.prefill_tokens, each.median_s) for each in prefills if not each.prefill_context)
+    costs = with_prefill_curve(costs, alone)
+    mixed = [each for each in (*table.steps, *table.checks) if each.rows and each.prefill_tokens]
+    return with_overlap(costs, [_mixed(costs, each) for each in mixed])
 
 
 def _mixed(costs: NodeCosts, step: StepSample) -> tuple[float, float, float]:
     """What grows with a step's prompt tokens, what grows with its rows, and what it took."""
     tokens = step.prefill_tokens
     pairs = tokens * (step.prefill_context + tokens / 2)
-    prompts_s = costs.per_prefill_token_s * tokens + costs.per_prefill_pair_s * pairs
+    prompts_s = costs.token_s(tokens) * tokens + costs.per_prefill_pair_s * pairs
     rows_s = costs.per_row_s * step.rows + costs.per_row_context_s * step.rows * step.context
     return prompts_s, rows_s, step.median_s
 

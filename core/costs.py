@@ -1,7 +1,12 @@
 """What steps consist of and what that costs: the words in which nodes report and schedulers predict."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+
+CROOKED = 0.1
+"""How far from measured steps a straight line may be, in relative terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,11 @@ class StepWork:
     num_mixed_steps: int = 0
     mixed_rows: int = 0
     mixed_context: int = 0
+
+    @property
+    def tokens_per_prefill_step(self) -> float:
+        """Prompt tokens of a prefill step, on average."""
+        return self.prefill_tokens / max(1, self.num_prefill_steps)
 
     def plus(self, other: "StepWork") -> "StepWork":
         """Both together."""
@@ -61,6 +71,9 @@ class StepWork:
         )
 
 
+PrefillCurve = tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class NodeCosts:
     """Prices of a node's steps, in seconds: straight lines through what was measured or fitted.
@@ -69,6 +82,9 @@ class NodeCosts:
     A mixed step pays the larger fixed price and what grows with both; less `overlap` times what it would save if it
     took only as long as the longer one of the two alone: 1 where arithmetic goes on while memory is read, 0 where each
     takes its own time. With overlap no step is shorter than that share of a decode step's fixed price.
+
+    `prefill_curve` stands in the place of `per_prefill_token_s` where prompt tokens are not in proportion: points of
+    (tokens of a step, seconds that they add to its fixed price), both rising, and empty where one price does.
 
     A belief: what predicts from it is corrected by what steps then take. A simulator's truth is something else.
     """
@@ -80,6 +96,17 @@ class NodeCosts:
     per_row_s: float
     per_row_context_s: float
     overlap: float = 0.0
+    prefill_curve: PrefillCurve = ()
+
+    def token_s(self, step_tokens: float) -> float:
+        """What a prompt token adds to a step that has so many of them."""
+        return self.per_prefill_token_s if not self.prefill_curve else curve_price(self.prefill_curve, step_tokens)
+
+    def for_steps_of(self, step_tokens: float) -> "NodeCosts":
+        """The same with one price for prompt tokens: that of steps which have so many of them."""
+        if not self.prefill_curve:
+            return self
+        return replace(self, per_prefill_token_s=self.token_s(step_tokens), prefill_curve=())
 
     @property
     def mixed_fixed_s(self) -> float:
@@ -101,7 +128,9 @@ class NodeCosts:
         return min(prompts_s, rows_s + num_steps * (fixed_s - self.prefill_fixed_s))
 
     def seconds(self, work: StepWork) -> float:
-        """What so much work takes; of many steps together, all mixed ones are taken to be alike."""
+        """What so much work takes; of many steps together, all of a kind are taken to be alike."""
+        if self.prefill_curve:
+            return self.for_steps_of(work.tokens_per_prefill_step).seconds(work)
         seconds = (
             self.prefill_fixed_s * work.num_prefill_steps
             + self.decode_fixed_s * work.num_decode_steps
@@ -124,6 +153,34 @@ class NodeCosts:
         prompts_s = self.per_prefill_token_s * work.prefill_tokens + self.per_prefill_pair_s * work.prefill_pairs
         rows_s = self.per_row_s * work.mixed_rows + self.per_row_context_s * work.mixed_context
         return prompts_s * work.num_mixed_steps / max(1, work.num_prefill_steps), rows_s
+
+
+def curve_price(curve: PrefillCurve, tokens: float) -> float:
+    """Seconds a token of a step with so many: on straight lines between the points, and as at the ends beyond them."""
+    right = bisect_left(curve, (tokens,))
+    if right == len(curve):
+        return curve[-1][1] / curve[-1][0]
+    if not right:
+        return curve[0][1] / curve[0][0]
+    (x0, y0), (x1, y1) = curve[right - 1], curve[right]
+    return (y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)) / tokens
+
+
+def with_prefill_curve(costs: NodeCosts, alone: Sequence[tuple[int, float]]) -> NodeCosts:
+    """The same with a curve through steps of prompts alone, which attend to nothing before them, where the straight
+    line is off by more than `CROOKED`. `alone`: (tokens, what the step took), tokens rising."""
+    if all(abs(costs.prefill_s(_straight_s(costs, tokens)) / seconds - 1.0) <= CROOKED for tokens, seconds in alone):
+        return costs
+    added = [max(0.0, seconds - costs.prefill_fixed_s - _pairs_s(costs, tokens)) for tokens, seconds in alone]
+    return replace(costs, prefill_curve=tuple(zip((n for n, _ in alone), accumulate(added, max), strict=True)))
+
+
+def _pairs_s(costs: NodeCosts, tokens: int) -> float:
+    return costs.per_prefill_pair_s * tokens * tokens / 2
+
+
+def _straight_s(costs: NodeCosts, tokens: int) -> float:
+    return costs.per_prefill_token_s * tokens + _pairs_s(costs, tokens)
 
 
 def with_overlap(costs: NodeCosts, mixed: Sequence[tuple[float, float, float]]) -> NodeCosts:

@@ -71,7 +71,7 @@ class Belief:
 
     def _learn_factors(self, work: StepWork, busy_s: float) -> None:
         base = self.told or NEUTRAL
-        self._two.add(_parts(base, self.factors, work), busy_s)
+        self._two.add(_parts(base.for_steps_of(work.tokens_per_prefill_step), self.factors, work), busy_s)
         low, high = TOLD_BOUNDS if self.told else LEARNED_BOUNDS
         start = [self._two.common_scale()] * 2 if self.num_reports == 1 else self.factors
         solved = self._two.solve(start, PRIOR_WEIGHT)
@@ -83,7 +83,7 @@ class Belief:
         """Each price, beginning with the neutral ones as the two factors correct them."""
         before = self.costs if self.num_reports == 1 else self._learned
         self._seven.add(_terms(before, work), busy_s)
-        found = NodeCosts(*self._seven.solve_positive(astuple(self.costs), SHAPE_WEIGHT))
+        found = NodeCosts(*self._seven.solve_positive(astuple(self.costs)[:7], SHAPE_WEIGHT))
         self.costs = self._learned = replace(found, overlap=min(1.0, found.overlap))
 
 
@@ -135,6 +135,7 @@ def _scaled(costs: NodeCosts, prefill: float, decode: float) -> NodeCosts:
         costs.per_row_s * decode,
         costs.per_row_context_s * decode,
         costs.overlap,
+        tuple((tokens, seconds * prefill) for tokens, seconds in costs.prefill_curve),
     )
 
 

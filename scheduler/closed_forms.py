@@ -116,7 +116,7 @@ def prefill_beside_s(node: NodeAbility, tokens: float, pairs: float, chunk: int,
 def _steps(node: NodeAbility, tokens: float, pairs: float, chunk: int) -> tuple[int, float]:
     """How many steps a prompt takes, and what grows of each with it."""
     num_steps = math.ceil(max(tokens, 1.0) / chunk)
-    grown_s = tokens * node.costs.per_prefill_token_s + pairs * node.costs.per_prefill_pair_s
+    grown_s = tokens * node.costs.token_s(min(tokens, chunk)) + pairs * node.costs.per_prefill_pair_s
     return num_steps, grown_s / num_steps
 
 
@@ -135,7 +135,7 @@ def prefill_rate_batched(node: NodeAbility, load: Load) -> float:
     """Full steps of many prompts: what is fixed is shared by all."""
     tokens = sum(tokens for tokens, _ in load.computed) / len(load.computed)
     costs = node.costs
-    return 1.0 / (tokens * costs.per_prefill_token_s + load.mean_pairs * costs.per_prefill_pair_s)
+    return 1.0 / (tokens * costs.token_s(node.max_prefill_tokens) + load.mean_pairs * costs.per_prefill_pair_s)
 
 
 def share_in_time(times: tuple[float, ...], rate_rps: float, num_servers: float, limit_s: float) -> float:

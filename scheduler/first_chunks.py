@@ -19,7 +19,7 @@ def bearable_chunk(node: NodeAbility, chunk: int, tpot_s: float) -> int:
     """The chunk, halved until rows bear a step with it; itself where no half of it does."""
     size, costs = chunk, node.costs
     while size >= LEAST_CHUNK:
-        if costs.mixed_s(size * costs.per_prefill_token_s, 0.0) <= BEARABLE * tpot_s:
+        if costs.mixed_s(size * costs.token_s(size), 0.0) <= BEARABLE * tpot_s:
             return size
         size //= 2
     return chunk

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import exp, inf
 from typing import TypeVar
 
+from core.costs import curve_price
 from core.ids import AttemptId, NodeId
 from core.mix import Mix, NodeSpec
 from core.stats import NodeStats
@@ -69,6 +70,7 @@ class NodeView:
         "budget_tokens",
         "changed",
         "context_s",
+        "curve",
         "decode_fixed_s",
         "decode_s",
         "decodes",
@@ -227,7 +229,8 @@ class NodeView:
         self.decode_s = costs.decode_fixed_s + self.rows_s
         self.budget_tokens = max(1, mix.prefill_tokens_per_step)
         self.prefill_fixed_s, self.mixed_fixed_s = costs.prefill_fixed_s, costs.mixed_fixed_s
-        self.token_s, self.overlap = costs.per_prefill_token_s, costs.overlap
+        self.token_s, self.overlap = costs.token_s(self.budget_tokens), costs.overlap
+        self.curve = costs.prefill_curve
         self.answer_s = max(1e-9, mean_output * (self.decode_s + costs.per_row_s))
         self.window_s = min(LOAD_WINDOW_S[1], max(LOAD_WINDOW_S[0], self.answer_s))
         self.strictest_s = min(self.slos, default=inf)
@@ -243,16 +246,22 @@ class NodeView:
     def queue_s(self, num_tokens: int) -> float:
         """To compute so many tokens of prompts that are as long as those booked here, in full steps."""
         per_token = self.booked_pairs / self.booked_tokens if self.booked_tokens else 0.0
-        return self._steps_s(num_tokens / self.budget_tokens, num_tokens, num_tokens * per_token)
+        return self._steps_s(num_tokens / self.budget_tokens, num_tokens * (self.token_s + per_token * self.pair_s))
 
     def prefill_s(self, num_tokens: int, pairs: float) -> float:
         """From the first step of a prompt to the end of its last: in chunks, with the rows that decode here beside."""
         num_steps = num_tokens / self.budget_tokens
-        return self._steps_s(num_steps if num_steps > 1.0 else 1.0, num_tokens, pairs)
+        return self._steps_s(num_steps if num_steps > 1.0 else 1.0, self._prompt_s(num_tokens, pairs))
 
-    def _steps_s(self, num_steps: float, num_tokens: int, pairs: float) -> float:
-        """So many steps with these tokens in them."""
-        prompts_s = num_tokens * self.token_s + pairs * self.pair_s
+    def _prompt_s(self, num_tokens: int, pairs: float) -> float:
+        """What grows with a prompt, of the steps that it takes by itself."""
+        token_s = self.token_s
+        if self.curve and num_tokens < self.budget_tokens:
+            token_s = curve_price(self.curve, num_tokens)
+        return num_tokens * token_s + pairs * self.pair_s
+
+    def _steps_s(self, num_steps: float, prompts_s: float) -> float:
+        """So many steps, which take this for the prompts in them."""
         if not self.rows_s:
             alone_s, least_s = (
                 num_steps * self.prefill_fixed_s + prompts_s,
@@ -264,7 +273,7 @@ class NodeView:
     def delay_s(self, num_tokens: int, pairs: float) -> float:
         """What a prompt adds to the steps of the rows here: what its chunks take beyond what hides behind the rows."""
         num_steps = -(-num_tokens // self.budget_tokens)
-        return self._longer_s(num_steps, num_tokens * self.token_s + pairs * self.pair_s)
+        return self._longer_s(num_steps, self._prompt_s(num_tokens, pairs))
 
     def _longer_s(self, num_steps: float, prompts_s: float) -> float:
         """How much longer so many steps of rows become by prompts (`NodeCosts.mixed_s`)."""

@@ -215,8 +215,8 @@ class ChunkStep:
     def of(cls, node: NodeAbility, load: Load, chunk: int) -> "ChunkStep":
         num = sum(math.ceil(max(tokens, 1.0) / chunk) for tokens, _ in load.computed) / len(load.computed)
         costs = node.costs
-        tokens = sum(tokens for tokens, _ in load.computed) / len(load.computed)
-        grown_s = (tokens * costs.per_prefill_token_s + load.mean_pairs * costs.per_prefill_pair_s) / num
+        tokens_s = sum(tokens * costs.token_s(min(tokens, chunk)) for tokens, _ in load.computed) / len(load.computed)
+        grown_s = (tokens_s + load.mean_pairs * costs.per_prefill_pair_s) / num
         fixed_s = costs.mixed_fixed_s
         return cls(num, grown_s, fixed_s - costs.decode_fixed_s, fixed_s - costs.prefill_fixed_s, costs.overlap)
 

@@ -50,6 +50,8 @@ class NodeOrder:
         words = json.loads(data)
         settings = NodeSettings(**words["settings"])
         costs, step_costs = words["settings"]["costs"], words["settings"]["step_costs"]
+        if step_costs is not None:  # JSON has no tuples
+            step_costs["prefill_curve"] = tuple((tokens, seconds) for tokens, seconds in step_costs["prefill_curve"])
         return NodeOrder(
             name=words["name"],
             mix=Mix(**words["mix"]),

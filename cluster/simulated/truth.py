@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from core.costs import NodeCosts, with_overlap
+from core.costs import NodeCosts, with_overlap, with_prefill_curve
 from engine.cost_fit import fit
 
 Chunks = Sequence[tuple[int, int]]
 """Of each prompt in a step: (tokens computed now, tokens before them)."""
 
 _CHUNKS = (64, 256, 512, 2048, 8192)
+_ALONE = (16, 32, 48, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _BEFORE = (0, 2048, 16384)
 _ROWS = (1, 4, 16, 64, 256)
 _CONTEXTS = (128, 1024, 8192)
@@ -63,14 +64,19 @@ def belief_of(step_s: Callable[[Chunks, int, int], float]) -> NodeCosts:
         costs = with_overlap(costs, [_mixed(costs, step_s, chunk, *rows) for chunk in _MIXED for rows in decodes])
         if costs.overlap < MUCH_OVERLAP:
             break
-    return costs
+    alone = [(tokens, step_s([(tokens, 0)], 0, 0)) for tokens in _ALONE]
+    curved = with_prefill_curve(costs, alone)
+    if curved.prefill_curve:
+        mixed = [_mixed(curved, step_s, chunk, *rows) for chunk in _MIXED for rows in decodes]
+        curved = with_overlap(curved, mixed)
+    return curved
 
 
 def _mixed(
     costs: NodeCosts, step_s: Callable[[Chunks, int, int], float], chunk: tuple[int, int], rows: int, context: int
 ) -> tuple[float, float, float]:
     """What grows with a chunk, what grows with the rows beside it, and what both take together."""
-    prompts_s = costs.per_prefill_token_s * chunk[0] + costs.per_prefill_pair_s * pairs_of([chunk])
+    prompts_s = costs.token_s(chunk[0]) * chunk[0] + costs.per_prefill_pair_s * pairs_of([chunk])
     return prompts_s, costs.per_row_s * rows + costs.per_row_context_s * context, step_s([chunk], rows, context)
 
 
@@ -88,7 +94,7 @@ class StraightTruth:
         if not chunks:
             return costs.decode_fixed_s + rows_s
         num_tokens = sum(tokens for tokens, _ in chunks)
-        prompts_s = costs.per_prefill_token_s * num_tokens + costs.per_prefill_pair_s * pairs_of(chunks)
+        prompts_s = costs.token_s(num_tokens) * num_tokens + costs.per_prefill_pair_s * pairs_of(chunks)
         return costs.mixed_s(prompts_s, rows_s) if num_rows else costs.prefill_s(prompts_s)
 
     def belief(self) -> NodeCosts:

@@ -48,6 +48,7 @@ def scaled(costs: NodeCosts, prefill: float, decode: float) -> NodeCosts:
         costs.per_row_s * decode,
         costs.per_row_context_s * decode,
         costs.overlap,
+        tuple((tokens, seconds * prefill) for tokens, seconds in costs.prefill_curve),
     )
 
 
@@ -73,6 +74,17 @@ def test_prompts_and_rows_are_told_apart() -> None:
     assert belief.factors == pytest.approx((2.0, 0.7), rel=0.04)
     assert belief.costs.seconds(PREFILL) == pytest.approx(2.0 * TOLD.seconds(PREFILL), rel=0.04)
     assert belief.costs.seconds(DECODE) == pytest.approx(0.7 * TOLD.seconds(DECODE), rel=0.04)
+
+
+def test_prompts_and_rows_are_told_apart_on_a_curve() -> None:
+    told = replace(TOLD, prefill_curve=((64, 0.004), (512, 0.005), (4096, 0.2)))
+    belief, truth = Belief(told), scaled(told, 2.0, 0.7)
+    node = Reporter(truth)
+    for _ in range(20):
+        for work in MIXES:
+            belief.observe(node.did(work))
+    assert belief.factors == pytest.approx((2.0, 0.7), rel=0.1)
+    assert belief.costs.token_s(300) == pytest.approx(truth.token_s(300), rel=0.1)
 
 
 def test_a_node_that_becomes_slower_is_believed_to_be_so_and_what_was_before_is_forgotten() -> None:
