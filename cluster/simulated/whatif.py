@@ -1,6 +1,8 @@
 """What other mixes would have done with the last arrivals: each candidate is one run of a simulated fleet."""
 
+import math
 from dataclasses import replace
+from itertools import product
 
 from cluster.simulated.fleet import Fleet, FleetNode, run_fleet
 from cluster.simulated.shared_links import FleetLinks
@@ -15,10 +17,17 @@ from scheduler.config import SchedulerConfig
 COARSE_BLOCK = 64
 """Tokens of a simulated KV block, at least: fewer, larger blocks cost less time and change little."""
 
+LEAST_TTFTS = 5.0
+"""A replay lasts so many times the TTFT target: in less, a queue that only grows is still within it."""
+
+MOST_ARRIVALS = 800
+"""What has come is not repeated beyond so many requests."""
+
 
 def answered(asked: WhatIfAsked) -> WhatIfAnswered:
     """Replays under each candidate, from an idle cluster on. What is believed of costs is the simulation's truth, and
-    its scheduler begins with what is known of answers and links."""
+    its scheduler begins with what is known of answers and links. Arrivals that span little are repeated, and what came
+    first is not counted then."""
     return WhatIfAnswered(asked.ask, tuple(_goodput(asked, mixes) for mixes in asked.candidates))
 
 
@@ -40,9 +49,21 @@ def _goodput(asked: WhatIfAsked, mixes: tuple[Mix, ...]) -> float:
     expected = round(sum(asked.output_tokens) / len(asked.output_tokens))
     config = SchedulerConfig(handoff_bytes_per_s=asked.bytes_per_s, expected_output_tokens=expected)
     fleet = Fleet(nodes, kv, longest, FleetLinks(asked.bytes_per_s), config)
-    run = run_fleet(fleet, _workload(asked, kv.block_size), asked.slo)
-    span_s = max(asked.arrived_at_s[-1], 1e-3)
-    return goodput((served.record for served in run.records), asked.slo, span_s).goodput_rps
+    times, period_s = _repeats(asked), _span_s(asked)
+    run = run_fleet(fleet, _workload(asked, kv.block_size, times), asked.slo)
+    uncounted_s = period_s if times > 1 else 0.0
+    counted = (served.record for served in run.records if served.item.at_s >= uncounted_s)
+    return goodput(counted, asked.slo, period_s * times - uncounted_s).goodput_rps
+
+
+def _repeats(asked: WhatIfAsked) -> int:
+    """How often what has come is replayed."""
+    least_s, num = LEAST_TTFTS * asked.slo.ttft_s, len(asked.arrived_at_s)
+    return max(1, min(math.ceil(least_s / _span_s(asked)), MOST_ARRIVALS // num))
+
+
+def _span_s(asked: WhatIfAsked) -> float:
+    return max(asked.arrived_at_s[-1], 1e-3)
 
 
 def _coarse(kv: KVLayout) -> tuple[KVLayout, int]:
@@ -51,14 +72,15 @@ def _coarse(kv: KVLayout) -> tuple[KVLayout, int]:
     return replace(kv, block_size=kv.block_size * factor), factor
 
 
-def _workload(asked: WhatIfAsked, block_size: int) -> Workload:
-    """Prompts begin alike as far as caches had them: with blocks that all share, then with their own."""
-    items, next_id = list[WorkItem](), 1 << 32
-    columns = zip(asked.arrived_at_s, asked.prompt_tokens, asked.output_tokens, strict=True)
-    for at_s, prompt, output in columns:
+def _workload(asked: WhatIfAsked, block_size: int, times: int) -> Workload:
+    """What came, so many times. Prompts begin alike as far as caches had them: with blocks that all share, then with
+    their own."""
+    items, next_id, period_s = list[WorkItem](), 1 << 32, _span_s(asked)
+    columns = tuple(zip(asked.arrived_at_s, asked.prompt_tokens, asked.output_tokens, strict=True))
+    for turn, (at_s, prompt, output) in product(range(times), columns):
         num = prompt // block_size
         shared = round(num * asked.hit_share)
         block_ids = (*range(shared), *range(next_id, next_id + num - shared)) if shared else ()
         next_id += num
-        items.append(WorkItem(at_s, prompt, output, block_ids))
+        items.append(WorkItem(at_s + turn * period_s, prompt, output, block_ids))
     return Workload("what if", tuple(items), block_size)

@@ -1,5 +1,6 @@
 """The controller over simulated nodes that really serve: what it gains, and that its changes cost nobody anything."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -8,6 +9,7 @@ from cluster.simulated.fleet import Fleet, FleetOverride, FleetPlanner, FleetRun
 from cluster.simulated.shared_links import FleetLinks
 from cluster.simulated.whatif import answered
 from cluster.workload.items import WorkItem, Workload
+from core.costs import StepWork
 from core.decisions import DecisionKind
 from core.goodput import Outcome
 from core.mix import NodeSpec, mix_of
@@ -93,6 +95,16 @@ def test_a_replay_tells_good_candidates_from_bad_ones() -> None:
     good, bad = answered(asked(("mixed", "mixed", "mixed"), ("mixed", "closed", "closed"))).goodputs_rps
     assert good > 30.0
     assert bad < 0.7 * good
+
+
+def test_a_replay_lasts_long_enough_to_show_a_queue_that_only_grows() -> None:
+    """Three times what the node can do; in one turn alone every request would still be in time."""
+    num, one = 40, asked(("mixed",))
+    needed_s = num * COSTS.seconds(StepWork(1, 0, 1500, 1500 * 750.0))
+    times = tuple(i / num * needed_s / 3 for i in range(num))
+    columns = {"arrived_at_s": times, "prompt_tokens": (1500,) * num, "output_tokens": (1,) * num}
+    told = answered(replace(one, slo=SLO(3.0 * times[-1], 1.0), **columns)).goodputs_rps[0]
+    assert told < 0.9 * num / times[-1]
 
 
 @pytest.mark.slow
