@@ -8,16 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.costs import node_costs, preemption_costs, read_table
+from cluster.costs import preemption_costs, read_table
 from cluster.front import Front, FrontConfig
 from cluster.gateway.access import Access
 from cluster.gateway.admin_server import AdminServer
+from cluster.gateway.chat_template import chosen_template
 from cluster.gateway.formats import Formats
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.keys import AccessSettings
 from cluster.gateway.limits import Limits, ServedModel
 from cluster.gateway.listening import Endpoint
 from cluster.gateway.openai.config import HttpConfig
+from cluster.gateway.sampling_defaults import MODELS_OWN, sampling_defaults
 from cluster.gateway.streams import Streams
 from cluster.gateway.tls import TLSFiles
 from cluster.gateway.tokenizer import Tokenizer
@@ -39,6 +41,7 @@ from cluster.operating import ClusterOperator
 from cluster.recording import Recorder, Setup
 from core.errors import ConfigError
 from core.ids import GatewayId
+from engine.cost_belief import node_costs
 from engine.model_info import LoadFormat, model_digest, read_model_info
 from scheduler.config import SchedulerConfig
 from scheduler.controller import Controller, ControllerConfig
@@ -58,7 +61,11 @@ FindGpus = Callable[[], tuple[Gpu, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """What is served and where. A port of 0 is of the kernel's choice; `admin` and `http` None: not served at all."""
+    """What is served and where. A port of 0 is of the kernel's choice; `admin` and `http` None: not served at all.
+
+    `chat_template`: a file that stands instead of the model's own. `generation_config`: where defaults of sampling are
+    read: `auto` in the model's folder, `vllm` nowhere, or a folder.
+    """
 
     live: LiveConfig
     served_model_name: str
@@ -79,6 +86,8 @@ class ServiceConfig:
     http: HttpConfig | None = None
     kube: KubeSettings | None = None
     observe: ObservationConfig = field(default_factory=ObservationConfig)
+    generation_config: str = MODELS_OWN
+    chat_template: Path | None = None
 
 
 class Service:
@@ -99,7 +108,8 @@ class Service:
         self._recorder = self._recorded(config)
         routes = RoutesSeen(self._recorder or self.scheduler)
         self.cluster = LiveCluster(config.live, routes, on_progress)
-        tokenizer = Tokenizer.from_folder(config.live.node.model, model.vocab_size)
+        template = None if config.chat_template is None else chosen_template(config.chat_template)
+        tokenizer = Tokenizer.from_folder(config.live.node.model, model.vocab_size, template)
         self.gateway = Gateway(model, tokenizer, Streams(gateway_id, timers), config.limits, self.cluster.tell)
         self.cluster.join(gateway_id, self.gateway.handle)
         self.gateway.access = Access(config.access)
@@ -119,6 +129,7 @@ class Service:
         self.mover = FleetMover(config.kube, config.live, self.cluster, self.operator) if config.kube else None
         if self.mover is not None:
             self.operator.count = self.mover.scaler.counters.named
+            self.observation.scaling = self.mover.scaler.counters
         self._moving: asyncio.Task[None] | None = None
         self.port = 0
 
@@ -195,7 +206,13 @@ def _served_model(config: ServiceConfig) -> ServedModel:
     longest = node.max_model_len
     if longest is not None and longest > info.max_model_len:
         raise ConfigError([f"--max-model-len must be at most the model's {info.max_model_len}, not {longest}"])
-    return ServedModel(config.served_model_name, info.vocab_size, longest or info.max_model_len, node.block_size)
+    return ServedModel(
+        config.served_model_name,
+        info.vocab_size,
+        longest or info.max_model_len,
+        node.block_size,
+        sampling_defaults(config.generation_config, node.model, info.vocab_size),
+    )
 
 
 def _model_work(live: LiveConfig) -> ModelWork | None:

@@ -6,19 +6,16 @@ from dataclasses import replace
 from core.ids import NodeId
 from core.mix import Mix
 from scheduler.closed_forms import NodeAbility
-from scheduler.layouts import PlanNode
-
-LEAST_CHUNK = 128
-"""Where not even so small a chunk is bearable, chunks are not what helps, and nothing is changed."""
+from scheduler.layouts import MIN_CHUNK, PlanNode
 
 BEARABLE = 0.8
 """Of its TPOT, a row bears so long a step: the rows' own time and what chunks attend to come on top."""
 
 
 def bearable_chunk(node: NodeAbility, chunk: int, tpot_s: float) -> int:
-    """The chunk, halved until rows bear a step with it; itself where no half of it does."""
+    """The chunk, halved until rows bear a step with it; itself where no half of it does: chunks are not what helps."""
     size, costs = chunk, node.costs
-    while size >= LEAST_CHUNK:
+    while size >= MIN_CHUNK:
         if costs.mixed_s(size * costs.token_s(size), 0.0) <= BEARABLE * tpot_s:
             return size
         size //= 2

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from cluster.simulated.truth import Chunks, belief_of
+from cluster.simulated.truth import Chunks
 from core.costs import NodeCosts
+from engine.cost_belief import node_costs
 from engine.cost_table import CostTable
 
 
@@ -59,8 +60,8 @@ class TableTruth:
         return self._large_s(tokens, before) + self._rows_s(num_rows, context)
 
     def belief(self) -> NodeCosts:
-        """The straight line closest to it."""
-        return belief_of(TableTruth(self.table).step_s)
+        """What a live scheduler is told of this table."""
+        return node_costs(self.table)
 
     def _large_s(self, tokens: int, before: float) -> float:
         piece, table = self._covered.tokens, self.table

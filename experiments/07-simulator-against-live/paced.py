@@ -11,7 +11,6 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from cluster.cost_sources import NodeKind
-from cluster.costs import node_costs
 from cluster.fleet_plan import Arm
 from cluster.report_file import Figure, write_report
 from cluster.simulated.shared_links import FleetLinks
@@ -21,6 +20,7 @@ from cluster.workload.items import Workload
 from cluster.workload.spec import workload_of
 from core.errors import ConfigError
 from core.request import SLO
+from engine.cost_belief import node_costs
 from engine.cost_table import CostTable
 from engine.model_info import LoadFormat, model_digest, read_model_info
 from experiments.arms import arguments, say

@@ -9,7 +9,6 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from cluster.cost_sources import CostAsked, NodeKind, node_kind
-from cluster.costs import node_costs
 from cluster.fleet_plan import Arm
 from cluster.plotting import pyplot
 from cluster.report_file import Figure, write_report
@@ -18,6 +17,7 @@ from cluster.simulated.truth_hosted import HostedTruth
 from cluster.workload.items import Workload
 from cluster.workload.spec import workload_of
 from core.errors import ConfigError
+from engine.cost_belief import node_costs
 from engine.cost_table import CostTable
 from experiments.arms import arguments, say
 from experiments.live import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.costs import node_costs, preemption_costs, read_table
+from cluster.costs import preemption_costs, read_table
 from cluster.live.config import NodeSettings
 from cluster.live.handshake import ClusterToken
 from cluster.live.orders import HeadPlace, NodeOrder
@@ -16,6 +16,7 @@ from core.costs import StepWork
 from core.errors import ConfigError
 from core.mix import mix_of
 from core.timers import Timers
+from engine.cost_belief import node_costs
 from engine.cost_fit import Curve, Surface, fit
 from engine.cost_table import CopySample, CostTable, StepSample, TableFacts
 
