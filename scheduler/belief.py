@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 
 from core.costs import NodeCosts, StepWork
 from core.stats import NodeStats
@@ -83,8 +83,9 @@ class Belief:
         """Each price, beginning with the neutral ones as the two factors correct them."""
         before = self.costs if self.num_reports == 1 else self._learned
         self._seven.add(_terms(before, work), busy_s)
-        found = NodeCosts(*self._seven.solve_positive(astuple(self.costs)[:7], SHAPE_WEIGHT))
-        self.costs = self._learned = replace(found, overlap=min(1.0, found.overlap))
+        *prices, overlap = self._seven.solve_positive(astuple(self.costs)[:7], SHAPE_WEIGHT)
+        fixed, decode, token, pair, row, context = prices
+        self.costs = self._learned = NodeCosts(fixed, decode, token, pair, row, context, min(1.0, overlap))
 
 
 def _parts(costs: NodeCosts, factors: tuple[float, float], work: StepWork) -> tuple[float, float]:
