@@ -1,13 +1,15 @@
-"""The last ten minutes, a sample a second: what the dashboard draws, and what rates over a window are taken from."""
+"""Ten minutes of samples, one a second, and a day of them, one a minute: what the dashboard draws, and rates."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.metrics.model_work import ModelWork
 from core.ids import NodeId
 from core.stats import NodeStats
 
 NUM_SAMPLES = 600
+NUM_MINUTES = 24 * 60
+SAMPLES_PER_MINUTE = 60
 WINDOW_S = 10.0
 
 
@@ -21,7 +23,11 @@ class NodeWork:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Counters and states at one moment; `at` is of the monotonic clock. `roles` counts nodes by role."""
+    """Counters and states at one moment; `at` is of the monotonic clock.
+
+    `roles` counts nodes by role, `blocks` those of all pools by state. Requests that were turned away at the door are
+    not among `num_ended`. `wanted_nodes` is None where nobody said.
+    """
 
     number: int
     at: float
@@ -35,13 +41,25 @@ class Sample:
     kv_bytes: int
     roles: tuple[tuple[str, int], ...]
     works: dict[NodeId, NodeWork]
+    num_turned_away: int = 0
+    incoming: int = 0
+    leases: int = 0
+    blocks: tuple[tuple[str, int], ...] = ()
+    wanted_nodes: int | None = None
 
 
 class History:
-    """Owns: the samples, oldest first."""
+    """Owns: the samples, oldest first; of those that `minutes` keeps for longer, without the work of nodes."""
 
     def __init__(self) -> None:
         self.samples: deque[Sample] = deque(maxlen=NUM_SAMPLES)
+        self.minutes: deque[Sample] = deque(maxlen=NUM_MINUTES)
+
+    def add(self, sample: Sample) -> None:
+        """The next one; the first of each minute is kept for a day."""
+        self.samples.append(sample)
+        if sample.number % SAMPLES_PER_MINUTE == 1:
+            self.minutes.append(replace(sample, works={}))
 
     @property
     def next_number(self) -> int:

@@ -22,6 +22,45 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is found (Debian: apt-get install chromium)")
 
+CONTRAST = """() => {
+  const rgb = (text) => {
+    const found = text.match(/[\\d.]+/g).map(Number);
+    return text.startsWith("color(srgb") ? found.map((v, i) => (i < 3 ? v * 255 : v)) : found;
+  };
+  const light = (c) => c.slice(0, 3).map((v) => (v /= 255, v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const found = rgb(getComputedStyle(e).backgroundColor);
+      if (found.length < 4 || found[3] > 0) return found;
+    }
+    return [255, 255, 255];
+  };
+  const poor = [];
+  for (const e of document.querySelectorAll("body *:not(svg *):not(option)")) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility()) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) poor.push(`${e.tagName}.${e.className} ${ratio.toFixed(2)}: ${e.textContent.slice(0, 40)}`);
+  }
+  return poor;
+}"""
+"""Texts that do not stand out from what is behind them."""
+
+UNNAMED = """() => {
+  const wrong = [];
+  for (const e of document.querySelectorAll("input, select, textarea")) if (!e.labels.length) wrong.push(e.id);
+  for (const e of document.querySelectorAll("button")) if (!e.textContent.trim()) wrong.push("a button");
+  for (const e of document.querySelectorAll("svg, [role=img]")) if (!e.getAttribute("aria-label")) wrong.push("a picture");
+  for (const e of document.querySelectorAll("section")) if (!document.getElementById(e.getAttribute("aria-labelledby"))) wrong.push("a section");
+  const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
+  if (new Set(ids).size !== ids.length) wrong.push("an id twice");
+  if (document.querySelectorAll("h1").length !== 1 || document.querySelectorAll("main").length !== 1) wrong.push("h1, main");
+  return wrong;
+}"""  # noqa: E501
+"""What a screen reader could not name."""
+
 Browser, Page = sync_api.Browser, sync_api.Page
 
 

@@ -1,7 +1,5 @@
 """The page where keys are asked for, and where somebody sends names that look like code. No node is needed for that."""
 
-import asyncio
-import threading
 from collections.abc import Iterator
 
 import httpx
@@ -9,35 +7,14 @@ import pytest
 
 from cluster.gateway.keys import Grant
 from tests.dashboard.browser import Browser, chromium, looking, needs_chromium
+from tests.dashboard.served import Served
 from tests.gateway.keyed import Keys
-from tests.metrics.place import Place, Setting, observed
+from tests.metrics.place import Place, Setting
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 KEYS = Keys(Grant("user", "acme"), Grant("boss", is_admin=True))
 DENIED = "Failed to load resource: the server responded with a status of"
 """What Chromium writes to its console of every 401 and 403."""
-
-
-class Served:
-    """An observed gateway in a loop of its own, on a thread of its own."""
-
-    def __init__(self, setting: Setting) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._place = observed(setting)
-        self.place: Place = self._call(self._place.__aenter__())
-
-    def stop(self) -> None:
-        """End it."""
-        self._call(self._place.__aexit__(None, None, None))
-        self._call(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _call(self, coroutine):  # type: ignore[no-untyped-def]
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 from cluster.gateway.dashboard.routes import FILES, OPEN_PATHS
 from cluster.gateway.keys import Grant
 from cluster.metrics.config import ObservationConfig
+from cluster.metrics.history import Sample
 from core.decisions import Decision, DecisionKind, MixStep
 from core.ids import NodeId
 from core.mix import mix_of
@@ -64,12 +65,52 @@ def test_a_page_is_told_only_what_it_has_not_seen() -> None:
     observe(scenario)
 
 
-@pytest.mark.parametrize("text", ["-1", "1.5", "many", "9" * 40, "٣"])
-def test_a_number_that_is_none_is_refused_by_its_name(text: str) -> None:
+def test_one_sample_of_each_minute_is_kept_for_a_day_and_told_to_who_asks_for_it() -> None:
     async def scenario(place: Place) -> None:
-        answer = await place.client.get("/dashboard/state.json", params={"request": text})
+        for second in range(700):
+            place.observation.sample(float(second))
+        told = await state(place)
+        assert numbers(told, "samples") == list(range(101, 701)) and numbers(told, "minutes") == []
+        assert numbers(await state(place, minute=0), "minutes") == [60 * minute + 1 for minute in range(12)]
+        assert numbers(await state(place, minute=601), "minutes") == [661]
+
+    observe(scenario)
+
+
+def test_a_day_of_minutes_is_all_that_is_kept() -> None:
+    async def scenario(place: Place) -> None:
+        for second in range(25 * 3600):
+            place.observation.history.add(Sample(second + 1, float(second), 0, 0, 0, 0, 0, 0, 0, 0, (), {}))
+        minutes = numbers(await state(place, minute=0), "minutes")
+        assert len(minutes) == 24 * 60 and minutes[-1] == 25 * 3600 - 59
+
+    observe(scenario)
+
+
+def test_a_sample_counts_all_that_came_and_tells_of_blocks_and_leases() -> None:
+    async def scenario(place: Place) -> None:
+        await place.complete()
+        assert (await place.complete(max_tokens=100_000)).status_code == 400
+        place.observation.sample(1.0)
+        (sample,) = (await state(place))["samples"]  # type: ignore[misc]
+        assert (sample["came"], sample["ended"], sample["open"]) == (2, 1, 0)
+        metrics = await place.samples()
+        assert sample["leases"] == sum(each for (name, _), each in metrics.items() if name == "penstock_node_leases")
+        blocks = [(labels, each) for (name, labels), each in metrics.items() if name == "penstock_kv_blocks"]
+        for block_state, number in sample["blocks"].items():
+            assert number == sum(each for labels, each in blocks if ("state", block_state) in labels)
+        assert sum(sample["blocks"].values()) == 72
+
+    observe(scenario)
+
+
+@pytest.mark.parametrize("name", ["request", "minute"])
+@pytest.mark.parametrize("text", ["-1", "1.5", "many", "9" * 40, "٣"])
+def test_a_number_that_is_none_is_refused_by_its_name(text: str, name: str) -> None:
+    async def scenario(place: Place) -> None:
+        answer = await place.client.get("/dashboard/state.json", params={name: text})
         assert answer.status_code == 400
-        assert answer.json()["error"]["param"] == "request"
+        assert answer.json()["error"]["param"] == name
 
     observe(scenario)
 

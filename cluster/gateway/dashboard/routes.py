@@ -52,7 +52,9 @@ def dashboard_routes(observation: Observation) -> APIRouter:
     @router.get("/dashboard/state.json")
     async def state(request: Request) -> Response:
         check_operator(access, request)
-        seen = Seen(*(_number(request, name) for name in ("sample", "request", "decision")))
+        minute = _number(request, "minute") if "minute" in request.query_params else None
+        sample, ended, decision = (_number(request, name) for name in ("sample", "request", "decision"))
+        seen = Seen(sample, ended, decision, minute)
         told = dashboard_state(observation, seen, Clock(time.monotonic(), time.time()))
         body = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})

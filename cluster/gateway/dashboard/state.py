@@ -29,11 +29,12 @@ BROKEN_DOWN = (
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The last numbers that a page has; 0: none yet."""
+    """The last numbers that a page has; 0: none yet. `minute` is None where it does not look at a whole day."""
 
     sample: int = 0
     request: int = 0
     decision: int = 0
+    minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ def dashboard_state(observation: Observation, seen: Seen, clock: Clock) -> Json:
         "totals": readings.totals(),
         "parts": {name: [[*labels, value] for labels, value in readings.values(name)] for name in BROKEN_DOWN},
         "nodes": _nodes(observation, state),
-        "samples": [_sample(each, clock) for each in observation.history.samples if each.number > seen.sample],
+        "samples": _samples(observation.history.samples, seen.sample, clock),
+        "minutes": [] if seen.minute is None else _samples(observation.history.minutes, seen.minute, clock),
         "requests": [_request(each) for each in observation.ended if each.number > seen.request],
         "decisions": [_decision(*each, clock) for each in state.decisions if each[0] > seen.decision],
     }
@@ -104,6 +106,7 @@ def _slot(slot: SlotView, node: NodeState | None, effort: NodeEffort | None, obs
         "kv_bytes": node.kv_bytes_received,
         "fetches": node.num_fetches,
         "links": [[node_name(link.peer), link.transport, link.why] for link in node.transfers.links],
+        "moved": [[each.transport, each.num_fetches, each.num_bytes] for each in node.transfers.moved],
         "events": [list(pair) for pair in node.transfers.counts],
     }
     if node.stats is not None:
@@ -132,6 +135,10 @@ def _utilisation(effort: NodeEffort | None, observation: Observation) -> Json:
     return found
 
 
+def _samples(samples: Iterable[Sample], seen: int, clock: Clock) -> list[Json]:
+    return [_sample(each, clock) for each in samples if each.number > seen]
+
+
 def _sample(sample: Sample, clock: Clock) -> Json:
     return {
         "number": sample.number,
@@ -139,12 +146,17 @@ def _sample(sample: Sample, clock: Clock) -> Json:
         "met": sample.num_met,
         "counted": sample.num_counted,
         "ended": sample.num_ended,
+        "came": sample.num_ended + sample.num_open + sample.num_turned_away,
         "tokens": sample.generation_tokens,
         "open": sample.num_open,
         "rows": sample.running_rows,
         "queued_tokens": sample.queued_tokens,
         "kv_bytes": sample.kv_bytes,
+        "incoming": sample.incoming,
+        "leases": sample.leases,
         "roles": dict(sample.roles),
+        "blocks": dict(sample.blocks),
+        "wanted": sample.wanted_nodes,
     }
 
 

@@ -29,7 +29,7 @@ function cards(store) {
   const met = totals.penstock_goodput_requests_total ?? 0, counted = totals.penstock_slo_requests_total ?? 0;
   const now = attainment(store), ttft = ordered(few, "ttft_s"), tpot = ordered(few, "tpot_s");
   const found = [
-    ["Goodput", `${rate(store, "met").toFixed(2)} /s`, `${rate(store, "ended").toFixed(2)} requests/s, last ${SPAN_S} s`],
+    ["Goodput", `${rate(store, "met").toFixed(2)} /s`, `of ${rate(store, "came").toFixed(2)} /s offered, ${rate(store, "ended").toFixed(2)} /s ended, last ${SPAN_S} s`],
     ["SLO attainment", share(now), counted ? `${number(met)} of ${number(counted)} since the start` : "no request had targets yet", now === null ? "" : now >= 0.9 ? "good" : "bad"],
     ["TTFT p50", seconds(percentile(ttft, 0.5)), `p99 ${seconds(percentile(ttft, 0.99))}`],
     ["TPOT p50", seconds(percentile(tpot, 0.5)), `p99 ${seconds(percentile(tpot, 0.99))}`],
@@ -73,7 +73,9 @@ export function drawTotals(store) {
 
 function totalRow(name) {
   const row = make("tr"), head = make("td");
-  head.append(make("code", "", name));
+  const title = make("code");
+  for (const word of name.split(/(?<=_)/)) title.append(word, make("wbr"));
+  head.append(title);
   row.append(head, make("td", "number"));
   return row;
 }

@@ -1,18 +1,24 @@
-// The last requests, each a line of its stages; and the same as a trace for Perfetto.
-import { byId, keyed, make, number, seconds, text } from "./draw.js";
-import { STAGE_WORDS } from "./latency.js";
+// The last requests: over time, and the newest as lines of their stages; one of them can be chosen.
+import { byId, keyed, make, seconds, text } from "./draw.js";
+import { drawLanes, wireLanes } from "./lanes.js";
+import { STAGE_WORDS } from "./stages.js";
+import { download, drawTrace, spans, wordsOf } from "./trace.js";
 
-const SHOWN = 60, MICRO = 1e6;
-let chosen = "", drawn = "";
+const SHOWN = 60;
+let chosen = "", drawn = "", gateway = "";
 
-function shownOf(store) {
-  const all = byId("only-missed").checked ? store.requests.filter((each) => each.met === false) : store.requests;
-  return all.slice(-SHOWN).reverse();
+function asked(store) {
+  return byId("only-missed").checked ? store.requests.filter((each) => each.met === false) : store.requests;
 }
 
 export function wireGantt(store) {
-  byId("only-missed").addEventListener("change", () => store.now && drawGantt(store));
-  byId("export").addEventListener("click", () => download(store));
+  const again = () => store.now && drawGantt(store);
+  byId("only-missed").addEventListener("change", again);
+  byId("lanes-span").addEventListener("change", again);
+  byId("export").addEventListener("click", () => download(store.requests, store.now?.stages ?? [], "penstock-trace.json"));
+  byId("export-one").addEventListener("click", () => download(store.requests.filter((each) => String(each.number) === chosen), store.now.stages, `penstock-request-${chosen}.json`));
+  byId("close-trace").addEventListener("click", () => choose(store, ""));
+  wireLanes((key) => choose(store, key), () => chosen);
   byId("gantt").addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     const next = step && [...byId("gantt").querySelectorAll("button")];
@@ -22,13 +28,21 @@ export function wireGantt(store) {
   });
 }
 
-// A window from the oldest shown to the newest end would squeeze all of them, so each starts at the left: lengths compare.
 export function drawGantt(store) {
-  const shown = shownOf(store), box = byId("gantt");
+  if (gateway !== store.gateway) choose(store, "");
+  gateway = store.gateway;
+  const all = asked(store);
+  drawLanes(store, all, chosen);
+  drawList(store, all.slice(-SHOWN).reverse());
+}
+
+// A window from the oldest shown to the newest end would squeeze all of them, so each starts at the left: lengths compare.
+function drawList(store, shown) {
+  const box = byId("gantt");
   const what = `${shown.length}/${shown[0]?.number}/${shown[shown.length - 1]?.number}/${store.gateway}`;
   if (what === drawn) return;
   drawn = what;
-  if (!shown.length) return box.replaceChildren(make("p", "empty", "no request here yet: send one from the playground"));
+  if (!shown.length) return box.replaceChildren(make("p", "empty", byId("only-missed").checked ? "none of the last requests missed a target" : "no request here yet: send one from the playground"));
   if (box.firstChild?.className === "empty") box.replaceChildren();
   const longest = Math.max(...shown.map((each) => each.wall_s), 1e-6);
   const known = new Map(shown.map((each) => [String(each.number), each]));
@@ -61,52 +75,11 @@ function fill(item, request, longest, store) {
   }));
 }
 
-// Stages one after the other, back from the end: what no stage explains lies before them.
-function spans(request) {
-  const whole = request.stages_s.reduce((sum, each) => sum + each, 0);
-  let at = request.attempts > 1 ? Math.max(0, request.wall_s - whole) : 0;
-  return request.stages_s.map((length, place) => {
-    const found = [place, at, length];
-    at += length;
-    return found;
-  }).filter(([, , length]) => length > 0);
-}
-
 function choose(store, key) {
   const request = store.requests.find((each) => String(each.number) === key);
-  if (!request) return;
-  chosen = key;
-  for (const item of byId("gantt").children) item.firstChild.setAttribute("aria-pressed", String(item.dataset.key === key));
-  const verdict = request.met === null ? "no targets" : request.met ? "met its targets" : `missed, lost at ${STAGE_WORDS[request.lost_at] ?? request.lost_at}`;
-  const where = request.prefill_node ? (request.prefill_node === request.decode_node ? ` on ${request.decode_node}` : ` on ${request.prefill_node} → ${request.decode_node}`) : "";
-  const stages = request.stages_s.map((each, place) => [each, place]).filter(([each]) => each > 0).map(([each, place]) => `${STAGE_WORDS[store.now.stages[place]]} ${seconds(each)}`).join(", ");
-  text(byId("request-words"), `${request.client_id || request.id}: ${request.outcome}${request.code ? ` (${request.code})` : ""}${where}; ${number(request.prompt_tokens)} prompt tokens${request.cached_tokens ? ` (${number(request.cached_tokens)} cached)` : ""}, ${number(request.tokens)} answered; TTFT ${seconds(request.ttft_s)}, TPOT ${seconds(request.tpot_s)}; ${verdict}. ${stages}`);
-}
-
-// Chrome's trace format: a process for each node, a thread for each request. Source: the Trace Event Format document.
-export function traceOf(requests, stages) {
-  const pids = new Map(), events = [];
-  const pidOf = (name) => {
-    if (!pids.has(name)) {
-      pids.set(name, pids.size + 1);
-      events.push({ ph: "M", pid: pids.get(name), tid: 0, name: "process_name", args: { name } });
-    }
-    return pids.get(name);
-  };
-  for (const request of requests) {
-    for (const [place, from, length] of spans(request)) {
-      const where = place === 0 ? "gateway" : place < 3 ? request.prefill_node : request.decode_node;
-      events.push({ ph: "X", pid: pidOf(where || "gateway"), tid: request.number, cat: request.outcome, name: stages[place], ts: (request.at + from) * MICRO, dur: length * MICRO, args: { request: request.id, met: request.met, lost_at: request.lost_at } });
-    }
-  }
-  return { displayTimeUnit: "ms", traceEvents: events };
-}
-
-function download(store) {
-  const blob = new Blob([JSON.stringify(traceOf(store.requests, store.now?.stages ?? []))], { type: "application/json" });
-  const link = make("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = "penstock-trace.json";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  chosen = request ? key : "";
+  for (const item of byId("gantt").querySelectorAll("[data-key]")) item.firstChild.setAttribute("aria-pressed", String(item.dataset.key === chosen));
+  text(byId("request-words"), request ? wordsOf(request, store.now.stages) : "");
+  drawTrace(request, store.now?.stages ?? []);
+  if (store.now) drawLanes(store, asked(store), chosen);
 }

@@ -1,9 +1,8 @@
-// TTFT and TPOT against their lines, and where the time of requests goes.
-import { byId, frame, keyed, legend, make, number, percentile, room, seconds, shape, text } from "./draw.js";
+// TTFT and TPOT against their lines: every request over time, and how many at each length.
+import { byId, frame, percentile, room, seconds, shape, text } from "./draw.js";
 import { ordered, recent } from "./figures.js";
 
-const SPAN_S = 120;
-export const STAGE_WORDS = { admit: "admit", queue_prefill: "queue", prefill: "prefill", reserve: "reserve", handoff: "handoff", queue_decode: "decode queue", decode: "decode" };
+const SPAN_S = 120, BINS = 22, HISTOGRAM = 0.2, HISTOGRAM_GAP = 10;
 
 export function drawLatency(store) {
   scatter(store, "ttft", "ttft_s", "slo_ttft_s");
@@ -18,7 +17,12 @@ function scatter(store, id, name, target) {
   const parts = [["p50", 0.5], ["p90", 0.9], ["p99", 0.99]].map(([word, part]) => `${word} ${seconds(percentile(values, part))}`);
   const aim = lines.length === 1 ? `, target ${seconds(lines[0])}` : lines.length ? `, ${lines.length} targets` : "";
   text(byId(`${id}-words`), values.length ? `${parts.join(", ")}${aim}; of ${values.length} requests` : "no request has ended yet");
-  byId(id).replaceChildren(plot(room(byId(id)), { seen, lines, name, target, since }, `${id.toUpperCase()} of ${seen.length} requests in two minutes${aim}`));
+  const counts = ["met", "missed"].map((word) => `${seen.filter((each) => verdict(each, name, target) === word).length} ${word}`).join(", ");
+  byId(id).replaceChildren(plot(room(byId(id)), { seen, lines, name, target, since }, `${id.toUpperCase()} of ${seen.length} requests in two minutes${aim}: ${counts}`));
+}
+
+function verdict(request, name, target) {
+  return request[target] === null ? "none" : request[name] <= request[target] ? "met" : "missed";
 }
 
 function plot(box, { seen, lines, name, target, since }, label) {
@@ -26,18 +30,39 @@ function plot(box, { seen, lines, name, target, since }, label) {
   const all = [...seen.map((each) => each[name]), ...lines].filter((each) => each > 0);
   const low = Math.log10(all.length ? Math.min(...all) / 1.5 : 0.001), high = Math.log10(all.length ? Math.max(...all) * 1.5 : 1);
   const y = (value) => top + (height - top - bottom) * (1 - (Math.log10(Math.max(value, 1e-9)) - low) / (high - low));
-  const x = (at) => left + ((width - left - right) * (at - since)) / SPAN_S;
+  const edge = width - right, split = left + (edge - left) * (1 - HISTOGRAM);
+  const x = (at) => left + ((split - HISTOGRAM_GAP - left) * (at - since)) / SPAN_S;
   for (const value of ticks(low, high)) {
-    svg.append(shape("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
-    svg.append(shape("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, seconds(value)));
+    svg.append(shape("line", { class: "grid", x1: left, x2: edge, y1: y(value), y2: y(value) }));
+    svg.append(shape("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, seconds(value).replace(/\.0+ /, " ")));
   }
-  for (const ago of [120, 60, 0]) svg.append(shape("text", { x: x(since + SPAN_S - ago), y: height - 4, "text-anchor": ago ? "middle" : "end" }, ago ? `-${ago} s` : "now"));
-  for (const value of lines) svg.append(shape("line", { class: "target", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
+  for (const ago of [120, 60, 0]) svg.append(shape("text", { x: x(since + SPAN_S - ago), y: height - 4, "text-anchor": ago === 120 ? "start" : ago ? "middle" : "end" }, ago ? `-${ago} s` : "now"));
+  const share = { met: [], missed: [], none: [] };
   for (const each of seen) {
-    const verdict = each[target] === null ? "none" : each[name] <= each[target] ? "met" : "missed";
-    svg.append(shape("circle", { class: verdict, r: verdict === "missed" ? 4 : 3, cx: x(each.at + each.wall_s), cy: y(each[name]) }));
+    const word = verdict(each, name, target);
+    share[word].push(each[name]);
+    svg.append(shape("circle", { class: word, r: word === "missed" ? 4 : 3, cx: x(each.at + each.wall_s), cy: y(each[name]) }));
   }
+  histogram(svg, share, { low, high, y, split, edge });
+  svg.append(shape("text", { x: split, y: height - 4 }, "how many"));
+  for (const value of lines) svg.append(shape("line", { class: "target", x1: left, x2: edge, y1: y(value), y2: y(value) }));
   return svg;
+}
+
+// Bars beside the points, on the points' own scale: those that met their target, then those that missed it.
+function histogram(svg, share, { low, high, y, split, edge }) {
+  const bin = (value) => Math.min(BINS - 1, Math.max(0, Math.floor(((Math.log10(Math.max(value, 1e-9)) - low) / (high - low)) * BINS)));
+  const counts = Object.entries(share).map(([word, values]) => [word, values.reduce((found, each) => { found[bin(each)] += 1; return found; }, Array(BINS).fill(0))]);
+  const most = Math.max(1, ...Array.from({ length: BINS }, (_, place) => counts.reduce((sum, [, each]) => sum + each[place], 0)));
+  for (let place = 0; place < BINS; place += 1) {
+    const upper = y(10 ** (low + ((high - low) * (place + 1)) / BINS)), lower = y(10 ** (low + ((high - low) * place) / BINS));
+    let from = split;
+    for (const [word, found] of counts.filter(([, each]) => each[place])) {
+      const width = ((edge - split) * found[place]) / most;
+      svg.append(shape("rect", { class: `bin ${word}`, x: from, y: upper + 0.5, width, height: Math.max(1, lower - upper - 1) }));
+      from += width;
+    }
+  }
 }
 
 function ticks(low, high) {
@@ -48,46 +73,4 @@ function ticks(low, high) {
   const inside = found.filter((each) => Math.log10(each) >= low && Math.log10(each) <= high);
   const every = Math.ceil(inside.length / 5);
   return inside.filter((_, place) => place % every === 0);
-}
-
-export function drawStages(store) {
-  const few = recent(store).filter((each) => each.outcome === "finished"), names = store.now.stages;
-  legend(byId("stage-legend"), names.map((name, place) => [`fill-${place}`, STAGE_WORDS[name] ?? name]));
-  const means = names.map((_, place) => few.reduce((sum, each) => sum + each.stages_s[place], 0) / (few.length || 1));
-  const mean = (name) => few.reduce((sum, each) => sum + (each[name] ?? 0), 0) / (few.length || 1);
-  const wall = mean("wall_s"), rest = Math.max(0, wall - means.reduce((sum, each) => sum + each, 0));
-  const parts = [...names.map((name, place) => [STAGE_WORDS[name] ?? name, means[place], `fill-${place}`]), ["unaccounted", rest, "fill-rest"]];
-  const whole = parts.reduce((sum, [, each]) => sum + each, 0), targets = [...new Set(few.map((each) => each.slo_ttft_s).filter((each) => each !== null))];
-  const against = targets.length === 1 ? `; until the first token ${seconds(mean("ttft_s"))} of the target's ${seconds(targets[0])}` : "";
-  text(byId("stages-words"), few.length ? `a request takes ${seconds(wall)}${against}; mean of ${few.length}` : "no request has finished yet");
-  const box = byId("stages");
-  if (!box.children.length) box.append(make("div", "stack"), make("div", "rows"));
-  parts.forEach(([, each, fill], place) => {
-    const bar = box.firstChild.children[place] ?? box.firstChild.appendChild(make("span", fill));
-    bar.style.width = whole ? `${(100 * each) / whole}%` : "0";
-  });
-  rows(box.lastChild, parts.map(([name, each, fill]) => [name, whole ? each / whole : 0, seconds(each), fill]));
-}
-
-export function drawLosses(store) {
-  const parts = store.now.parts.penstock_slo_misses, box = byId("losses");
-  const whole = parts.reduce((sum, [, value]) => sum + value, 0);
-  if (!box.children.length) box.append(make("p", "quiet"), make("div", "rows"));
-  const refused = store.now.parts.penstock_refusals.map(([code, value]) => `${code} ${number(value)}`).join(", ");
-  text(box.firstChild, `${whole ? `${number(whole)} requests missed a target since the start` : "no target was missed"}${refused ? `; refused: ${refused}` : ""}`);
-  const sorted = [...parts].sort((a, b) => b[1] - a[1]);
-  rows(box.lastChild, sorted.map(([stage, value]) => [STAGE_WORDS[stage] ?? stage, value / whole, number(value), "fill-bad"]));
-}
-
-function rows(box, entries) {
-  const keys = entries.flatMap(([name]) => [`${name}/name`, `${name}/track`, `${name}/amount`]);
-  const cells = keyed(box, keys, (key) => make("span", key.split("/")[1]));
-  entries.forEach(([name, part, amount, fill], place) => {
-    const [head, track, value] = cells.slice(3 * place, 3 * place + 3);
-    text(head, name);
-    text(value, amount);
-    const bar = track.firstChild ?? track.appendChild(make("span"));
-    bar.className = fill;
-    bar.style.width = `${100 * part}%`;
-  });
 }

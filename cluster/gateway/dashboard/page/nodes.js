@@ -1,11 +1,13 @@
 // The map of the cluster: a tile for each place of a node; and what moves between them.
-import { bytes, byId, keyed, legend, make, number, share, text } from "./draw.js";
+import { bytes, byId, keyed, legend, make, number, percentile, seconds, share, text } from "./draw.js";
+import { handoffs } from "./handoffs.js";
 
 const RED_S = 5;
-// What a reader tells apart: the states of the ledger of blocks, in five colours.
-const BLOCKS = [
+// What a reader tells apart: the states of the ledger of blocks, in six colours.
+export const BLOCKS = [
   ["used", "fill-used", "in use", ["in_use", "filling", "sealed"]],
-  ["moving", "fill-moving", "in transfer", ["receiving", "reserved"]],
+  ["reserved", "fill-reserved", "reserved", ["reserved"]],
+  ["moving", "fill-moving", "in transfer", ["receiving"]],
   ["held", "fill-held", "quarantined", ["quarantined"]],
   ["cached", "fill-cached", "cached", ["cached"]],
   ["free", "fill-free", "free", ["free"]],
@@ -53,14 +55,14 @@ export function drawTransfers(store) {
   const table = byId("transfers");
   if (!table.tBodies.length) {
     const head = table.createTHead().insertRow();
-    for (const [words, name] of [["node", ""], ["reads", ""], ["KV read", "number"], ["now", "number"], ["fetches", "number"], ["went otherwise", ""]]) head.append(make("th", name, words));
+    for (const [words, name] of [["node", ""], ["reads", ""], ["KV read", "number"], ["now", "number"], ["fetches", "number"], ["handoff p50", "number"], ["p99", "number"], ["went otherwise", ""]]) head.append(make("th", name, words));
     table.append(make("tbody"));
   }
   const nodes = new Map(store.now.nodes.filter((node) => node.up).map((node) => [node.name, node]));
   const before = new Map((store.before?.nodes ?? []).map((node) => [node.name, node]));
   const rows = keyed(table.tBodies[0], [...nodes.keys()], () => {
     const row = make("tr");
-    for (const name of ["", "", "number", "number", "number", ""]) row.append(make("td", name));
+    for (const name of ["", "", "number", "number", "number", "number", "number", ""]) row.append(make("td", name));
     return row;
   });
   for (const row of rows) {
@@ -69,7 +71,9 @@ export function drawTransfers(store) {
     const speed = was && was.pid === node.pid && span > 0 ? (node.kv_bytes - was.kv_bytes) / span : 0;
     const links = node.links.map(([peer, transport]) => `${peer} by ${transport}`).join(", ");
     const events = node.events.map(([name, count]) => `${name} ${number(count)}`).join(", ");
-    const words = [node.name, links || "nobody yet", bytes(node.kv_bytes), `${bytes(speed)}/s`, number(node.fetches), events || "nothing"];
+    const ways = node.moved.length > 1 ? ` (${node.moved.map(([transport, , size]) => `${transport} ${bytes(size)}`).join(", ")})` : "";
+    const took = handoffs(store).filter((each) => each.decode_node === node.name).map((each) => each.stages_s[store.now.stages.indexOf("handoff")]).sort((a, b) => a - b);
+    const words = [node.name, links || "nobody yet", `${bytes(node.kv_bytes)}${ways}`, `${bytes(speed)}/s`, number(node.fetches), seconds(percentile(took, 0.5)), seconds(percentile(took, 0.99)), events || "nothing"];
     words.forEach((each, place) => text(row.cells[place], each));
   }
 }

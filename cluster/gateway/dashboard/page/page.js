@@ -1,20 +1,26 @@
 // The dashboard's entry: asks for the state once a second, keeps what it was told, and draws it.
 import { drawCards, drawTotals } from "./figures.js";
 import { drawGantt, wireGantt } from "./gantt.js";
-import { drawLatency, drawLosses, drawStages } from "./latency.js";
+import { drawHandoffs } from "./handoffs.js";
+import { drawLatency } from "./latency.js";
+import { drawLoad } from "./load.js";
 import { drawNodes, drawTransfers } from "./nodes.js";
-import { drawDecisions, drawRoles } from "./ratio.js";
+import { drawLeases, drawPool } from "./pool.js";
+import { drawDecisions, drawRoles, ratioWords, said } from "./ratio.js";
+import { wireResults } from "./results.js";
+import { drawLosses, drawStages } from "./stages.js";
+import { wantsMinutes, wireRange } from "./timeline.js";
 import { wirePlayground } from "./playground.js";
-import { byId, text } from "./draw.js";
+import { byId, seconds, text } from "./draw.js";
 
 const EVERY_MS = 1000, PATIENCE_MS = 5000;
-const KEEP = { samples: 600, requests: 512, decisions: 256 };
+const KEEP = { samples: 600, minutes: 1440, requests: 1024, decisions: 256 };
 const KEY = "penstock-key", THEME = "penstock-theme";
 const store = empty("");
 let wake = () => {};
 
 function empty(gateway) {
-  return { gateway, now: null, before: null, samples: [], requests: [], decisions: [], downSince: new Map(), deaths: new Map() };
+  return { gateway, now: null, before: null, samples: [], minutes: [], requests: [], decisions: [], downSince: new Map(), deaths: new Map() };
 }
 
 function authorization() {
@@ -28,6 +34,7 @@ function last(list) {
 
 async function ask() {
   const seen = new URLSearchParams({ sample: last(store.samples), request: last(store.requests), decision: last(store.decisions) });
+  if (wantsMinutes()) seen.set("minute", last(store.minutes));
   const signal = AbortSignal.timeout(PATIENCE_MS);
   return fetch(`dashboard/state.json?${seen}`, { headers: authorization(), cache: "no-store", signal });
 }
@@ -55,18 +62,22 @@ function draw() {
   text(byId("model"), now.model.name);
   const [word, mood] = now.draining ? ["draining", "bad"] : now.serving ? ["serving", "good"] : ["not serving", "bad"];
   showState(now.infeasible ? `${word}, out of reach` : word, now.infeasible ? "bad" : mood);
-  const roles = now.nodes.filter((node) => node.up).map((node) => node.role);
-  const counts = ["prefill", "decode", "mixed", "closed"].map((role) => [roles.filter((each) => each === role).length, role]);
-  const words = counts.filter(([number]) => number).map(([number, role]) => `${number} ${role}`).join(" : ");
-  text(byId("ratio"), `${words || "no nodes"}${now.wanted_nodes === null ? "" : `, ${now.wanted_nodes} wanted`}; controller ${now.controller}`);
+  text(byId("ratio"), `${ratioWords(store)}${now.wanted_nodes === null ? "" : `; ${now.wanted_nodes} nodes wanted`}`);
+  text(byId("targets"), now.targets.length ? `Targets: ${now.targets.map((each) => `${each.class} TTFT ${seconds(each.ttft_s)}, TPOT ${seconds(each.tpot_s)}`).join("; ")}` : "Targets: those that requests name");
+  const decision = store.decisions[store.decisions.length - 1];
+  text(byId("last-decision"), decision ? `Last decision: ${decision.kind}: ${said(decision)}` : "");
   text(byId("footer"), `Penstock ${now.version}`);
   drawCards(store);
   drawNodes(store);
+  drawHandoffs(store);
+  drawLoad(store);
   drawLatency(store);
   drawStages(store);
   drawLosses(store);
   drawRoles(store);
   drawDecisions(store);
+  drawPool(store);
+  drawLeases(store);
   drawTransfers(store);
   drawGantt(store);
   drawTotals(store);
@@ -131,5 +142,7 @@ byId("ask-key").addEventListener("submit", (event) => {
 document.addEventListener("visibilitychange", () => wake());
 wireTheme();
 wireGantt(store);
+wireRange(() => wake());
+wireResults();
 wirePlayground(store, authorization);
 run();

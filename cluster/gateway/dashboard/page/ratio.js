@@ -1,45 +1,34 @@
 // How many nodes of each role there were, with a mark at every decision, and what each decision said.
-import { byId, frame, keyed, make, room, shape, text } from "./draw.js";
+import { byId, keyed, legend, make, shape, text } from "./draw.js";
+import { ago, axes, line, seen, stack } from "./timeline.js";
 
-const ROLES = ["prefill", "decode", "mixed", "closed"];
-const LEAST_SPAN_S = 60, SHOWN = 40;
+export const ROLES = ["prefill", "decode", "mixed", "closed"];
+const SHOWN = 40, ARROW = 5;
 
 export function drawRoles(store) {
-  const samples = store.samples;
-  if (samples.length < 2) return byId("roles").replaceChildren(make("p", "empty", "one moment: a sample comes each second"));
-  const box = room(byId("roles")), { width, height, left, right, top, bottom } = box;
-  const end = samples[samples.length - 1].at, begin = Math.min(samples[0].at, end - LEAST_SPAN_S);
-  const most = Math.max(1, ...samples.map((each) => ROLES.reduce((sum, role) => sum + (each.roles[role] ?? 0), 0)));
-  const x = (at) => left + ((width - left - right) * (at - begin)) / (end - begin);
-  const y = (value) => top + (height - top - bottom) * (1 - value / most);
+  const samples = seen(store), place = byId("roles");
+  legend(byId("role-legend"), [...ROLES.map((role) => [`role-${role}`, role]), ["role-wanted", "wanted"]]);
+  if (samples.length < 2) return place.replaceChildren(make("p", "empty", "one moment: a sample comes each second"));
+  const most = Math.max(1, ...samples.map((each) => Math.max(each.wanted ?? 0, ROLES.reduce((sum, role) => sum + (each.roles[role] ?? 0), 0))));
   const last = samples[samples.length - 1].roles;
-  const svg = frame(`Nodes by role: now ${ROLES.filter((role) => last[role]).map((role) => `${last[role]} ${role}`).join(", ") || "none"}`, box);
-  const base = samples.map(() => 0);
-  for (const role of ROLES) {
-    if (samples.some((each) => each.roles[role])) svg.append(area(role, samples, base, x, y));
-  }
-  for (let value = 0; value <= most; value += Math.ceil(most / 4)) {
-    svg.append(shape("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
-    svg.append(shape("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, String(value)));
-  }
-  for (const each of store.decisions.filter((decision) => decision.at >= begin && decision.steps.length)) {
-    svg.append(shape("line", { class: "mark", x1: x(each.at), x2: x(each.at), y1: top, y2: height - bottom }));
-  }
-  svg.append(shape("text", { x: left, y: height - 4 }, ago(end - begin)));
-  svg.append(shape("text", { x: width - right, y: height - 4, "text-anchor": "end" }, "now"));
-  svg.append(...labels(last, width - right - 6, y));
-  return byId("roles").replaceChildren(svg);
+  const label = `Nodes by role: now ${ROLES.filter((role) => last[role]).map((role) => `${last[role]} ${role}`).join(", ") || "none"}`;
+  const chart = axes(place, label, samples, most, (value) => (Number.isInteger(value) ? String(value) : ""));
+  const kinds = ROLES.filter((role) => samples.some((each) => each.roles[role]));
+  stack(chart, samples, kinds.map((role) => [`area-${role}`, (each) => each.roles[role] ?? 0]));
+  const wanted = samples.filter((each) => each.wanted !== null);
+  line(chart, "wanted", wanted.flatMap((each, at) => (at ? [[each.at, wanted[at - 1].wanted], [each.at, each.wanted]] : [[each.at, each.wanted]])));
+  for (const each of store.decisions.filter((decision) => decision.at >= chart.begin && decision.steps.length)) mark(chart, each);
+  chart.svg.append(...labels(last, chart.edge - 6, chart.y));
+  return place.replaceChildren(chart.svg);
 }
 
-function area(role, samples, base, x, y) {
-  const upper = [], lower = [];
-  samples.forEach((each, place) => {
-    const from = x(each.at), to = x(samples[place + 1]?.at ?? each.at), top = base[place] + (each.roles[role] ?? 0);
-    upper.push(`${from},${y(top)}`, `${to},${y(top)}`);
-    lower.unshift(`${to},${y(base[place])}`, `${from},${y(base[place])}`);
-    base[place] = top;
-  });
-  return shape("polygon", { class: `area-${role}`, points: [...upper, ...lower].join(" ") });
+// A line where it was decided, and an arrow on it in the colour of the role that nodes got.
+function mark(chart, decision) {
+  const x = chart.x(decision.at), [, was, becomes] = decision.steps[0], group = shape("g", {});
+  group.append(shape("title", {}, `${decision.kind}: ${decision.reason}`));
+  group.append(shape("line", { class: decision.kind === "advice" ? "mark advice" : "mark", x1: x, x2: x, y1: chart.top, y2: chart.floor }));
+  if (was !== becomes) group.append(shape("path", { class: `arrow area-${becomes}`, d: `M${x - ARROW} ${chart.top - 8}h${2 * ARROW}l${-ARROW} ${ARROW + 3}z` }));
+  chart.svg.append(group);
 }
 
 function labels(last, x, y) {
@@ -59,14 +48,27 @@ export function drawDecisions(store) {
   for (const item of keyed(list, [...known.keys()], () => make("li"))) {
     const each = known.get(item.dataset.key);
     if (!item.children.length) item.append(make("b", "", each.kind), make("span", "reason"), make("span", "quiet"));
-    const steps = each.steps.map(([node, was, becomes]) => (was === becomes ? `${node} ${was}, another budget` : `${node} ${was} → ${becomes}`)).join("; ");
-    const gain = each.goodput_after_rps ? ` (goodput ${each.goodput_before_rps.toPrecision(3)} → ${each.goodput_after_rps.toPrecision(3)}/s)` : "";
-    text(item.children[1], `${each.reason}${steps ? `: ${steps}` : ""}${gain} `);
+    text(item.children[1], `${said(each)} `);
     text(item.children[2], `${ago(store.now.now - each.at)}`);
   }
 }
 
-function ago(span) {
-  if (span < 90) return `${Math.max(0, span).toFixed(0)} s ago`;
-  return span < 5400 ? `${(span / 60).toFixed(0)} min ago` : `${(span / 3600).toFixed(1)} h ago`;
+export function said(decision) {
+  const steps = decision.steps.map(([node, was, becomes]) => (was === becomes ? `${node} ${was}, another budget` : `${node} ${was} → ${becomes}`)).join("; ");
+  const gain = decision.goodput_after_rps ? ` (goodput ${decision.goodput_before_rps.toPrecision(3)} → ${decision.goodput_after_rps.toPrecision(3)}/s)` : "";
+  return `${decision.reason}${steps ? `: ${steps}` : ""}${gain}`;
+}
+
+// The ratio that is, and the one that is meant: of slots whose node is not there yet, or that was only advised.
+export function ratioWords(store) {
+  const { nodes, controller } = store.now, last = store.decisions[store.decisions.length - 1];
+  const now = counted(nodes.filter((node) => node.up).map((node) => node.role));
+  const advised = new Map(last?.kind === "advice" ? last.steps.map(([node, , becomes]) => [node, becomes]) : []);
+  const meant = counted(nodes.map((node) => advised.get(node.name) ?? node.role));
+  const aim = meant === now ? "" : advised.size ? ` (advised: ${meant})` : ` → ${meant}`;
+  return `${now || "no nodes"}${aim}; controller ${controller}`;
+}
+
+function counted(roles) {
+  return ROLES.map((role) => [roles.filter((each) => each === role).length, role]).filter(([num]) => num).map(([num, role]) => `${num} ${role}`).join(" : ");
 }
