@@ -2,7 +2,8 @@
 
 A round looks at everything anew: the RayCluster, its pods, the nodes behind it. So a lost answer, a conflict or a
 restart needs no case of its own. A node is drained before its pod is named for deletion, and its replica goes in the
-same write.
+same write. Where only the pod is to be another, because an upgrade has changed what pods are made of, the replica
+stays: KubeRay makes the successor.
 """
 
 import asyncio
@@ -38,6 +39,9 @@ class Fleet(Protocol):
     def remove(self, slot: str) -> None:
         """Gives a slot up, which is empty."""
 
+    def renew(self, slot: str) -> None:
+        """Keeps a slot whose node is empty and whose pod ends: it waits for the node of another pod."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -56,7 +60,10 @@ class Pace:
 
 @dataclass(slots=True)
 class ScalingCounters:
-    """What was done and what went wrong so far; all but the last three only rise."""
+    """What was done and what went wrong so far; all but the last four only rise.
+
+    The last three are None where nothing was seen yet, or another process leads.
+    """
 
     num_rounds: int = 0
     num_writes: int = 0
@@ -64,6 +71,7 @@ class ScalingCounters:
     num_drains: int = 0
     num_drains_called_off: int = 0
     num_removed: int = 0
+    num_renewed: int = 0
     num_conflicts: int = 0
     num_forbidden: int = 0
     num_missing: int = 0
@@ -71,17 +79,31 @@ class ScalingCounters:
     num_unreachable: int = 0
     num_lost_events: int = 0
     is_leader: int = 0
-    wanted_nodes: int = 0
-    pod_replicas: int = 0
+    wanted_nodes: int | None = None
+    pod_replicas: int | None = None
+    old_pods: int | None = None
 
     def count(self, trouble: Trouble) -> None:
         """One more of a kind."""
-        name = "num_conflicts" if trouble is Trouble.CONFLICT else f"num_{trouble.value}"
-        setattr(self, name, getattr(self, name) + 1)
+        setattr(self, _COUNTED_AS[trouble], self.of(trouble) + 1)
+
+    def of(self, trouble: Trouble) -> int:
+        """So many of a kind."""
+        return int(getattr(self, _COUNTED_AS[trouble]))
 
     def named(self) -> tuple[tuple[str, int], ...]:
         """Names and values, for metrics and the cluster's state."""
-        return tuple((f"kube_{name.removeprefix('num_')}", value) for name, value in asdict(self).items())
+        told = ((name, value) for name, value in asdict(self).items() if value is not None)
+        return tuple((f"kube_{name.removeprefix('num_')}", value) for name, value in told)
+
+
+_COUNTED_AS = {
+    Trouble.CONFLICT: "num_conflicts",
+    Trouble.FORBIDDEN: "num_forbidden",
+    Trouble.MISSING: "num_missing",
+    Trouble.INVALID: "num_invalid",
+    Trouble.UNREACHABLE: "num_unreachable",
+}
 
 
 @dataclass(slots=True)
@@ -156,6 +178,7 @@ class FleetScaler:
         """What is to be done now; nothing is changed yet but since when pods are missing."""
         self._now = now
         if view is None:
+            self.counters.wanted_nodes = self.counters.pod_replicas = self.counters.old_pods = None
             self.explanation = "another process holds the Lease"
             return Plan()
         self._note_missing_pods(view)
@@ -165,6 +188,7 @@ class FleetScaler:
             plan = Plan(plan.add, plan.drain, plan.keep)  # the rest waits for the next write
         self.counters.pod_replicas = sum(group.replicas for group in view.groups)
         self.counters.wanted_nodes = self.counters.pod_replicas if wish is None else wish.num_nodes
+        self.counters.old_pods = view.num_old_pods
         self.explanation = _explained(view, self._fleet.nodes(), wish)
         return plan
 
@@ -174,7 +198,8 @@ class FleetScaler:
         if plan.write:
             self._memory.written_at = self._now
             counters.num_writes += 1
-            notes.append(("Scaled", f"{_numbers(plan.write)}; {self.explanation}", False))
+            reason = "Renewed" if plan.renew else "Scaled"
+            notes.append((reason, f"{_numbers(plan.write)}; {self.explanation}", False))
         for group in plan.add:
             fleet.add(group)
             counters.num_added += 1
@@ -184,10 +209,13 @@ class FleetScaler:
         for slot in plan.drain:
             fleet.drain(slot)
             counters.num_drains += 1
-            notes.append(("Draining", f"{slot} takes nothing new and goes when it is empty", False))
+            notes.append(("Draining", f"{slot} takes nothing new, and its pod ends when it is empty", False))
         for slot in plan.remove:
             fleet.remove(slot)
             counters.num_removed += 1
+        for slot in plan.renew:
+            fleet.renew(slot)
+            counters.num_renewed += 1
         self._memory.told, self._memory.pause_s = "", 0.0
         return notes
 
@@ -223,7 +251,7 @@ class FleetScaler:
 
 
 def _numbers(changes: tuple[GroupChange, ...]) -> str:
-    told = [f"{change.name} to {change.replicas} replicas" for change in changes]
+    told = [f"{change.name} at {change.replicas} replicas" for change in changes]
     gone = [name for change in changes for name in change.to_delete]
     return ", ".join(told) + (f" without {', '.join(gone)}" if gone else "")
 
@@ -233,4 +261,5 @@ def _explained(view: ClusterView, nodes: tuple[FleetNode, ...], wish: Wish | Non
     counts = [(phase, sum(node.phase is phase for node in nodes)) for phase in Phase]
     there = ", ".join(f"{count} {phase}" for phase, count in counts if count) or "none there"
     bounds = "; ".join(f"{g.name} {g.min_replicas} to {g.max_replicas}" for g in view.groups)
-    return f"{wanted}, {there} ({bounds or 'no worker group of ours'})"
+    old = f", {view.num_old_pods} pods of an older template" if view.num_old_pods else ""
+    return f"{wanted}, {there}{old} ({bounds or 'no worker group of ours'})"

@@ -21,6 +21,8 @@ TIMEOUT_S = (3.0, 10.0)
 
 RAY = ("ray.io", "v1")
 COMPONENT = "penstock"
+TEMPLATE = "penstock/template"
+"""The chart's annotation of worker pods: a digest of what they are made of."""
 _TROUBLES = {401: Trouble.FORBIDDEN, 403: Trouble.FORBIDDEN, 404: Trouble.MISSING, 409: Trouble.CONFLICT}
 _INVALID = (400, 413, 415, 422)
 
@@ -61,7 +63,7 @@ class KubeClient:
                 size = 1 if fleet.spec.replicas is None else int(fleet.spec.replicas)
         specs = self._read.get("spec", {}).get("workerGroupSpecs") or []
         groups = tuple(_group(spec) for spec in specs if spec.get("groupName") in self.groups)
-        return ClusterView(groups, tuple(_pods(pods.items)), size)
+        return ClusterView(groups, tuple(_pods(pods.items)), size, tuple(_ending(pods.items)))
 
     def write(self, changes: tuple[GroupChange, ...]) -> None:
         """Replaces the object that was read, with other numbers in some groups; the server compares the versions."""
@@ -131,7 +133,7 @@ class KubeClient:
         from kubernetes.client import CoordinationV1Api, V1Lease, V1LeaseSpec, V1ObjectMeta
 
         now = datetime.datetime.now(datetime.UTC)
-        is_new = before is None or before.holder != holder
+        is_new = before is None or holder not in ("", before.holder)
         transitions = 0 if before is None else before.num_transitions + is_new
         version = None if before is None else before.version
         lease = V1Lease(
@@ -194,7 +196,12 @@ def _group(spec: Mapping[str, Any]) -> WorkerGroup:
         low,
         max(low, int(spec.get("maxReplicas", 0))),
         tuple(strategy.get("workersToDelete") or ()),
+        _template((spec.get("template") or {}).get("metadata", {}).get("annotations")),
     )
+
+
+def _template(annotations: Mapping[str, str] | None) -> str:
+    return (annotations or {}).get(TEMPLATE, "")
 
 
 def _pods(items: list[Any]) -> Iterator[Pod]:
@@ -202,7 +209,13 @@ def _pods(items: list[Any]) -> Iterator[Pod]:
         is_over = pod.metadata.deletion_timestamp is not None or pod.status.phase in ("Failed", "Succeeded")
         group = (pod.metadata.labels or {}).get("ray.io/group", "")
         if not is_over:
-            yield Pod(pod.metadata.name, group, pod.status.pod_ip or "")
+            yield Pod(pod.metadata.name, group, pod.status.pod_ip or "", _template(pod.metadata.annotations))
+
+
+def _ending(items: list[Any]) -> Iterator[str]:
+    for pod in items:
+        if pod.metadata.deletion_timestamp is not None:
+            yield pod.metadata.name
 
 
 def _changed(group: dict[str, Any], changes: Mapping[str, GroupChange]) -> dict[str, Any]:

@@ -42,3 +42,6 @@ class Leadership(Protocol):
 
     def holds(self) -> bool:
         """Asks for it, or renews it; blocks, and raises KubeError."""
+
+    def release(self) -> None:
+        """Gives it up where it is ours, so that the next one need not wait; blocks, and raises KubeError."""

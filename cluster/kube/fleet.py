@@ -21,7 +21,10 @@ GOING = (Phase.DRAINING, Phase.EMPTY)
 
 @dataclass(frozen=True, slots=True)
 class FleetNode:
-    """A slot of the cluster. `host`: the address of its node's pod, empty without a node; `load`: attempts there."""
+    """A slot of the cluster. `host`: the address of its node's pod, empty without a node; `load`: attempts there.
+
+    One that starts and has a host waits there for the end of the pod that it is to have no longer.
+    """
 
     slot: str
     group: str
@@ -33,31 +36,42 @@ class FleetNode:
 
 @dataclass(frozen=True, slots=True)
 class WorkerGroup:
-    """One worker group of a RayCluster. `to_delete`: the pods that its operator was told to end."""
+    """One worker group of a RayCluster. `to_delete`: the pods that its operator was told to end; `template`: a digest
+    of what its pods are made of now, empty where nobody wrote one."""
 
     name: str
     replicas: int
     min_replicas: int
     max_replicas: int
     to_delete: tuple[str, ...] = ()
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A worker pod that is not about to end. `ip` is empty until it has one."""
+    """A worker pod that is not about to end. `ip` is empty until it has one; `template` is what it was made of."""
 
     name: str
     group: str
     ip: str = ""
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """A RayCluster at one moment. `fleet_size`: how many nodes an outside mover wants, None where there is none."""
+    """A RayCluster at one moment. `fleet_size`: how many nodes an outside mover wants, None where there is none;
+    `ending`: the pods that are still there and about to end."""
 
     groups: tuple[WorkerGroup, ...]
     pods: tuple[Pod, ...]
     fleet_size: int | None = None
+    ending: tuple[str, ...] = ()
+
+    @property
+    def num_old_pods(self) -> int:
+        """Pods of another template than their group has now."""
+        groups = {group.name: group for group in self.groups}
+        return sum(pod.group in groups and is_old(pod, groups[pod.group]) for pod in self.pods)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +93,15 @@ class GroupChange:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do now: `add` names groups, the others slots. Those in `remove` go only after `write` was accepted."""
+    """What to do now: `add` names groups, the others slots. Those in `remove` go only after `write` was accepted, and
+    those in `renew` wait from then on for the nodes of other pods."""
 
     add: tuple[str, ...] = ()
     drain: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     write: tuple[GroupChange, ...] = ()
     remove: tuple[str, ...] = ()
+    renew: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -102,10 +118,19 @@ class _Side:
     def kept(self) -> list[FleetNode]:
         return [node for node in self.nodes if node.phase not in GOING]
 
+    def own_pod(self, node: FleetNode) -> Pod | None:
+        """The pod that it runs in; None for one that runs nowhere, or in a pod that is about to end."""
+        return next((pod for pod in self.pods if node.host and pod.ip == node.host), None)
+
+    def is_leaving(self, node: FleetNode) -> bool:
+        """Whether it runs in a pod that ends, was named to end, or was made of an older template."""
+        own = self.own_pod(node)
+        return node.host != "" and (own is None or own.name in self.named or is_old(own, self.group))
+
     def pod_of(self, node: FleetNode) -> Pod | None:
         """Where it runs. For a node that runs nowhere: a pod that certainly has no other node in it, or one about to
         join; where nodes start, that is a pod without an address."""
-        own = next((pod for pod in self.pods if node.host and pod.ip == node.host), None)
+        own = self.own_pod(node)
         if own is not None:
             return own
         taken = {each.host for each in self.nodes if each.host}
@@ -130,15 +155,23 @@ class Planner:
         sides = [self._side(group, view, nodes) for group in view.groups]
         add = [side.group.name for side in sides for _ in range(side.replicas - len(side.nodes))]
         kept = sum(len(side.kept) for side in sides) + len(add)
-        wanted = kept if wish is None else _within(wish.num_nodes, view.groups)
-        drain, keep = list[str](), list[str]()
+        renewal = _Renewal.of(sides)
+        wanted = kept + (renewal is not None) if wish is None else _within(wish.num_nodes, view.groups)
+        renewal = renewal if kept < wanted else None
+        drain, keep = list[str](), _taken_back(sides)
         if kept < wanted:
-            keep = self._call_off(sides, wanted - kept)
-            self._raise(sides, wanted - kept - len(keep))
+            missing = wanted - kept - (renewal is not None)
+            called_off = self._call_off(sides, missing, renewal)
+            self._raise(sides, missing - len(called_off))
+            keep += called_off
         elif wish is not None and not add:
             drain = self._choose(sides, kept - wanted, wish)
-        remove = self._give_back(sides)
-        return Plan(tuple(add), tuple(drain), tuple(keep), self._writes(sides), tuple(remove))
+        renew = renewal.carry_out() if renewal else ()
+        remove = self._give_back(sides, renewal)
+        write = self._writes(sides)
+        if not (add or drain or keep or write):
+            drain = _oldest(sides)
+        return Plan(tuple(add), tuple(drain), tuple(keep), write, tuple(remove), renew)
 
     def _side(self, group: WorkerGroup, view: ClusterView, nodes: Sequence[FleetNode]) -> _Side:
         pods = [pod for pod in view.pods if pod.group == group.name]
@@ -148,16 +181,19 @@ class Planner:
         return _Side(group, mine, pods, group.replicas, named)
 
     def _is_given_back(self, side: _Side, node: FleetNode) -> bool:
-        own = next((pod for pod in side.pods if pod.ip == node.host), None)
+        own = side.own_pod(node)
         return own is None or own.name in side.named
 
-    def _call_off(self, sides: Sequence[_Side], num: int) -> list[str]:
+    def _call_off(self, sides: Sequence[_Side], num: int, renewal: "_Renewal | None") -> list[str]:
         """Drains that need not go on, of the busiest nodes first; a node whose pod was named already is lost to us."""
         draining = [
             node
             for side in sides
             for node in side.nodes
-            if node.phase in GOING and len(side.nodes) <= side.replicas and not self._is_named(side, node)
+            if node.phase in GOING
+            and len(side.nodes) <= side.replicas
+            and not self._is_named(side, node)
+            and not (renewal and renewal.node == node)
         ]
         chosen = sorted(draining, key=lambda node: (-node.load, node.slot))[:num]
         for side in sides:
@@ -197,7 +233,7 @@ class Planner:
                 chosen.append(node.slot)
         return chosen
 
-    def _give_back(self, sides: Sequence[_Side]) -> list[str]:
+    def _give_back(self, sides: Sequence[_Side], renewal: "_Renewal | None") -> list[str]:
         """The empty slots that can be removed, with their replicas and pods.
 
         More slots than replicas: a write of ours whose answer was lost; or somebody else's hand, which we undo.
@@ -206,6 +242,8 @@ class Planner:
         for side in sides:
             over = max(0, len(side.nodes) - side.group.replicas)
             for node in [each for each in side.nodes if each.phase is Phase.EMPTY]:
+                if renewal and renewal.node == node:
+                    continue
                 if over > 0 and self._is_given_back(side, node):
                     over -= 1
                 elif not self._lower(side, node):
@@ -231,8 +269,68 @@ class Planner:
         return tuple(
             GroupChange(side.group.name, side.replicas, tuple(side.named))
             for side in sides
-            if side.replicas != side.group.replicas
+            if side.replicas != side.group.replicas or not set(side.named) <= set(side.group.to_delete)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewal:
+    """A node that is drained because its pod is to be another: one at a time, and only where it is wanted again."""
+
+    side: _Side
+    node: FleetNode
+
+    @classmethod
+    def of(cls, sides: Sequence[_Side]) -> "_Renewal | None":
+        """The one that is on its way; where more nodes are going, the one that is furthest."""
+        going = [
+            cls(side, node)
+            for side in sides
+            for node in side.nodes
+            if node.phase in GOING and len(side.nodes) <= side.replicas and side.is_leaving(node)
+        ]
+        return min(going, key=lambda each: (each.node.phase is not Phase.EMPTY, each.node.slot), default=None)
+
+    def carry_out(self) -> tuple[str, ...]:
+        """Names the pod of a node that is empty; its slot, which waits for the next one."""
+        if self.node.phase is not Phase.EMPTY:
+            return ()
+        own = self.side.own_pod(self.node)
+        if own is not None and own.name not in self.side.named:
+            self.side.named.append(own.name)
+        return (self.node.slot,)
+
+
+def is_old(pod: Pod, group: WorkerGroup) -> bool:
+    """Whether it was made of another template than its group has now; where either says none, nobody knows."""
+    return "" not in (pod.template, group.template) and pod.template != group.template
+
+
+def without_old_pods(view: ClusterView) -> tuple[GroupChange, ...]:
+    """For a cluster without any node: every pod of an older template goes at once, and as many come again."""
+    found = list[GroupChange]()
+    for group in view.groups:
+        old = tuple(pod.name for pod in view.pods if pod.group == group.name and is_old(pod, group))
+        if not set(old) <= set(group.to_delete):
+            found.append(GroupChange(group.name, group.replicas, old))
+    return tuple(found)
+
+
+def _taken_back(sides: Sequence[_Side]) -> list[str]:
+    """Slots that wait for the end of a pod which nobody names any more: somebody has written over our names."""
+    waiting = [(side, node) for side in sides for node in side.nodes if node.phase is Phase.STARTING and node.host]
+    pods = [(node, side.own_pod(node), side.named) for side, node in waiting]
+    return [node.slot for node, own, named in pods if own is not None and own.name not in named]
+
+
+def _oldest(sides: Sequence[_Side]) -> list[str]:
+    """The next node whose pod is to be renewed: none while any other comes or goes, nor where no other would serve."""
+    nodes = [node for side in sides for node in side.nodes]
+    if len(nodes) < 2 or any(node.phase is not Phase.SERVING for node in nodes):
+        return []
+    pods = [(node, side.own_pod(node), side.group) for side in sides for node in side.nodes]
+    old = [node for node, own, group in pods if own is not None and is_old(own, group)]
+    return [node.slot for node in sorted(old, key=lambda node: (node.load, node.slot))[:1]]
 
 
 def _serving(node: FleetNode) -> FleetNode:

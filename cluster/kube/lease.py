@@ -7,6 +7,9 @@ from typing import Protocol
 from cluster.kube.cluster_api import KubeError, Trouble
 
 DURATION_S = 30.0
+NOBODY = ""
+RELEASED_S = 1.0
+"""A Lease's duration must be above 0, also where nobody holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class LeaseHolder:
         now = self._clock()
         if lease is not None and (self._seen is None or lease.version != self._seen.version):
             self._seen, self._seen_at = lease, now
-        if lease is not None and lease.holder not in ("", self._me) and now < self._seen_at + lease.duration_s:
+        if lease is not None and lease.holder not in (NOBODY, self._me) and now < self._seen_at + lease.duration_s:
             return False
         try:
             self._api.write_lease(self._name, self._me, DURATION_S, lease)
@@ -59,3 +62,9 @@ class LeaseHolder:
                 return False
             raise
         return True
+
+    def release(self) -> None:
+        """Writes that nobody has it, where we do."""
+        lease = self._api.read_lease(self._name)
+        if lease is not None and lease.holder == self._me:
+            self._api.write_lease(self._name, NOBODY, RELEASED_S, lease)

@@ -10,6 +10,7 @@ from cluster.live.config import NodeSlot
 from cluster.live.head import NodeState
 from cluster.operating import ClusterOperator
 from core.errors import ConfigError
+from core.ids import NodeId
 
 LOG = logging.getLogger("penstock.kube")
 SlotMaker = Callable[[str, int], NodeSlot]
@@ -19,7 +20,8 @@ SlotMaker = Callable[[str, int], NodeSlot]
 class LiveFleet:
     """A `Fleet` of a live cluster, used in its loop.
 
-    Owns: the drains that were begun here, and the slots that were given up while they started.
+    Owns: the drains that were begun here, the slots that were given up while they started, the nodes whose pods are
+    to be others, and which slots a human had drained before: those stay closed.
     """
 
     def __init__(self, cluster: LiveCluster, operator: ClusterOperator, make: SlotMaker) -> None:
@@ -28,6 +30,8 @@ class LiveFleet:
         self._make = make
         self._drains: dict[str, asyncio.Task[None]] = {}
         self._given_up: dict[str, str] = {}
+        self._renewed: dict[str, NodeId] = {}
+        self._closed_by_hand: set[str] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
     def nodes(self) -> tuple[FleetNode, ...]:
@@ -39,6 +43,10 @@ class LiveFleet:
         for slot in state.slots:
             group, node = slot.name.rpartition("-")[0], members.get(slot.name)
             if slot.name in self._given_up:
+                continue
+            if self._waits(slot.name, node):
+                host = "" if node is None else node.host
+                found.append(FleetNode(slot.name, group, Phase.STARTING, host=host))
                 continue
             if node is None:
                 found.append(FleetNode(slot.name, group, self._phase_without(slot.name)))
@@ -65,10 +73,13 @@ class LiveFleet:
         """Until the node is empty, however long that takes; without a node the slot is given up at once."""
         if slot in self._drains or slot in self._given_up:
             return
+        self._renewed.pop(slot, None)
         if slot not in {node.slot for node in self._cluster.state().nodes}:
             self._given_up[slot] = slot.rpartition("-")[0]
             self._end(self._operator.remove_node(slot))
             return
+        if slot in self._drained():
+            self._closed_by_hand.add(slot)
         self._drains[slot] = asyncio.create_task(self._empty(slot))
 
     def keep(self, slot: str) -> None:
@@ -78,9 +89,12 @@ class LiveFleet:
             self.add(group)
             return
         drain = self._drains.pop(slot, None)
+        is_renewed = self._renewed.pop(slot, None) is not None
         if drain is not None:
             drain.cancel()
+        if (drain is not None or is_renewed) and slot not in self._closed_by_hand:
             self._operator.lift_mixes((slot,))
+        self._closed_by_hand.discard(slot)
 
     def remove(self, slot: str) -> None:
         """The slot goes, and the node in it."""
@@ -89,7 +103,21 @@ class LiveFleet:
         drain = self._drains.pop(slot, None)
         if drain is not None:
             drain.cancel()
+        self._renewed.pop(slot, None)
+        self._closed_by_hand.discard(slot)
         self._end(self._operator.remove_node(slot))
+
+    def renew(self, slot: str) -> None:
+        """The pod of its empty node ends: the slot waits for another node, which is open again."""
+        drain = self._drains.pop(slot, None)
+        if drain is not None:
+            drain.cancel()
+        node = next((node.node for node in self._cluster.state().nodes if node.slot == slot), None)
+        if node is not None:
+            self._renewed[slot] = node
+        if slot not in self._closed_by_hand:
+            self._end(self._reopen(slot))
+        self._closed_by_hand.discard(slot)
 
     async def close(self) -> None:
         """Waits for nothing that was begun here any more."""
@@ -111,6 +139,15 @@ class LiveFleet:
     def _phase_without(self, slot: str) -> Phase:
         """A node that was lost while it drained has nothing left to be drained of."""
         return Phase.EMPTY if slot in self._drains else Phase.STARTING
+
+    def _waits(self, slot: str, node: NodeState | None) -> bool:
+        """Whether the node that a slot has is not the one that it is to have."""
+        if slot in self._renewed and node is not None and node.node != self._renewed[slot]:
+            del self._renewed[slot]
+        return slot in self._renewed
+
+    async def _reopen(self, slot: str) -> None:
+        await self._operator.drain(slot, for_restart=True)
 
     async def _empty(self, slot: str) -> None:
         while (num_left := await self._operator.drain(slot)) and slot in self._drained():

@@ -65,12 +65,18 @@ def _plain(title: str, unit: str, query: str, legend: str, is_stacked: bool = Fa
     return Panel(title, unit, (Query(query, legend),), is_stacked)
 
 
+def _pace() -> tuple[Query, ...]:
+    """How fast users see tokens come: one user in two sees the first or more, nine in ten the second."""
+    return tuple(Query(f"1 / {query.text}", query.legend) for query in quantiles_of("penstock_tpot_seconds")[:2])
+
+
 _STAGE_MEAN = (
     f"sum by (stage) (rate(penstock_stage_seconds_sum{{{PICKED}}}[{RATE}])) / "
     f"sum by (stage) (rate(penstock_stage_seconds_count{{{PICKED}}}[{RATE}]))"
 )
 _MET, _COUNTED = rate_of("penstock_goodput_requests"), rate_of("penstock_slo_requests")
 _TOKENS = rate_of("penstock_generation_tokens")
+_TENANT_COST = f"{rate_of('penstock_tenant_cost', 'tenant')} * 3600"
 _PEAK_BYTES = value_of("penstock_node_peak_bytes_per_second", "node")
 
 ROWS = (
@@ -115,12 +121,21 @@ ROWS = (
                 ),
             ),
             _plain("Answered by tenant", "short", rate_of("penstock_generation_tokens", "tenant"), "{{tenant}}", True),
+            Panel("Tokens per second and user", "short", _pace()),
             _plain(
                 "Prompt tokens found cached",
                 "percentunit",
                 f"{rate_of('penstock_cached_tokens')} / {rate_of('penstock_prompt_tokens')}",
                 "share",
             ),
+        ),
+    ),
+    Row(
+        "Batch files",
+        (
+            _plain("Batches", "short", value_of("penstock_batches", "status"), "{{status}}", True),
+            _plain("Their requests", "short", value_of("penstock_batch_requests", "state"), "{{state}}", True),
+            _plain("Ended", "reqps", rate_of("penstock_batch_requests_ended", "outcome"), "{{outcome}}", True),
         ),
     ),
     Row(
@@ -164,6 +179,23 @@ ROWS = (
         ),
     ),
     Row(
+        "Kubernetes",
+        (
+            Panel(
+                "Wanted nodes, replicas, nodes",
+                "short",
+                (
+                    Query(f"max(penstock_kube_wanted_nodes{{{PICKED}}})", "wanted nodes"),
+                    Query(f"max(penstock_kube_replicas{{{PICKED}}})", "replicas"),
+                    Query(value_of("penstock_nodes"), "nodes"),
+                    Query(f"max(penstock_kube_old_pods{{{PICKED}}})", "pods of an older template"),
+                ),
+            ),
+            _plain("Changes of nodes", "ops", rate_of("penstock_kube_changes", "kind"), "{{kind}}", True),
+            _plain("Trouble with Kubernetes", "ops", rate_of("penstock_kube_troubles", "kind"), "{{kind}}", True),
+        ),
+    ),
+    Row(
         "Efficiency and cost",
         (
             _plain(
@@ -179,6 +211,7 @@ ROWS = (
                 "{{node}}",
             ),
             _plain("Cost per million tokens", "short", f"{rate_of('penstock_cost')} / {_TOKENS} * 1e6", "cost"),
+            _plain("Cost per hour by tenant", "short", _TENANT_COST, "{{tenant}}", True),
         ),
     ),
 )

@@ -30,6 +30,12 @@ EFFICIENCY = (
     ),
     counter("penstock_node_seconds", "Time that nodes were there, all together.", unit="node-seconds"),
     counter("penstock_cost", "What that time cost, in the currency of --node-cost-per-hour.", unit="currency"),
+    counter(
+        "penstock_tenant_cost",
+        "The same by tenant, shared by the tokens done for each; idle time falls on those who come next.",
+        "tenant",
+        unit="currency",
+    ),
     gauge(
         "penstock_cost_per_million_tokens",
         "Cost so far per million tokens delivered so far; absent before the first.",

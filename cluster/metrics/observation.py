@@ -21,14 +21,17 @@ from cluster.metrics.reading_vllm import EngineCounts, read_vllm
 from cluster.metrics.request_log import RequestLog
 from cluster.metrics.routes_seen import NOWHERE, RequestNodes
 from cluster.metrics.tally import RequestTally
+from cluster.metrics.tenant_costs import TenantCosts, tokens_done
 from core.ids import NodeId, RequestId, node_name
 
 if TYPE_CHECKING:
+    from cluster.batches.batches import Batches
+    from cluster.kubernetes import ScalingCounters
     from cluster.metrics.readings import Readings
     from cluster.metrics.traces import Tracing
 
 SAMPLE_S = 1.0
-NUM_ENDED = 512
+NUM_ENDED = 1024
 HOUR_S = 3600.0
 
 
@@ -36,7 +39,8 @@ class Observation:
     """Looks at one gateway and its cluster, in their loop.
 
     Owns: the tally of requests, the samples, the last ended requests, the log and the traces; all but the tally's sums
-    is bounded. `nodes_of` says where a request ran, and may forget it then.
+    is bounded. `nodes_of` says where a request ran, and may forget it then; `scaling` is what moving a RayCluster took,
+    None where this process moves none, and `batches` those that are kept here.
     """
 
     def __init__(
@@ -53,6 +57,9 @@ class Observation:
         self.history = History()
         self.ended: deque[EndedRequest] = deque(maxlen=NUM_ENDED)
         self.tally = RequestTally(lambda: gateway.access.tenants)
+        self.scaling: ScalingCounters | None = None
+        self.batches: Batches | None = None
+        self._tenant_costs = TenantCosts()
         self._model = model
         self._nodes_of = nodes_of
         self._engine = EngineCounts()
@@ -110,9 +117,11 @@ class Observation:
         """Take a sample at `now` of the monotonic clock; nodes have been there since the one before."""
         state = self.operator.shown()
         if self.history.samples:
-            self._node_seconds += (now - self.history.samples[-1].at) * len(state.nodes)
+            node_seconds = (now - self.history.samples[-1].at) * len(state.nodes)
+            self._node_seconds += node_seconds
+            self._tenant_costs.share(node_seconds, tokens_done(self.tally))
         self._engine.see(state)
-        self.history.samples.append(self._sampled(state, now))
+        self.history.add(self._sampled(state, now))
 
     def read(self, into: "Readings") -> None:
         """Everything as it is now."""
@@ -123,6 +132,10 @@ class Observation:
         reading.read_gateway(into, self.gateway, state, self._lag_s)
         reading.read_nodes(into, state, slots)
         reading.read_controller(into, state)
+        if self.scaling is not None:
+            reading.read_kube(into, self.scaling)
+        if self.batches is not None:
+            reading.read_batches(into, self.batches.counts)
         for name, effort in self.efforts(state).items():
             reading.read_effort(into, name, effort, self.config)
         reading.read_paid(into, self.paid, self.tally.generation_tokens.total())
@@ -133,7 +146,10 @@ class Observation:
     def paid(self) -> Paid:
         """What nodes have cost since the start."""
         price = self.config.node_cost_per_hour
-        return Paid(self._node_seconds, None if price is None else self._node_seconds / HOUR_S * price)
+        if price is None:
+            return Paid(self._node_seconds, None)
+        by_tenant = tuple((name, time_s / HOUR_S * price) for name, time_s in self._tenant_costs.seconds.items())
+        return Paid(self._node_seconds, self._node_seconds / HOUR_S * price, by_tenant)
 
     def efforts(self, state: ClusterState) -> dict[str, NodeEffort]:
         """By node."""
@@ -164,6 +180,11 @@ class Observation:
             kv_bytes=sum(node.kv_bytes_received for node in state.nodes),
             roles=tuple((role, roles.count(role)) for role in reading.ROLES),
             works=self._works(state),
+            num_turned_away=self.tally.num_turned_away,
+            incoming=sum(each.incoming for each in stats),
+            leases=sum(each.leases for each in stats),
+            blocks=tuple((name, sum(getattr(each.blocks, name) for each in stats)) for name in reading.BLOCK_STATES),
+            wanted_nodes=state.wanted_nodes,
         )
 
     async def _sample_on(self) -> None:

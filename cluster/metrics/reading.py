@@ -3,17 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from cluster.gateway.cluster_state import ClusterState, NodeState
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.keys import ServiceClass
 from cluster.gateway.operator import SlotView
+from cluster.kube.cluster_api import Trouble
+from cluster.kubernetes import ScalingCounters
 from cluster.metrics.config import ObservationConfig
 from cluster.metrics.history import NodeWork
 from cluster.metrics.readings import Readings
 from cluster.metrics.tally import RequestTally
 from core.ids import node_name
 from core.stats import BlockCounts, NodeStats
+
+if TYPE_CHECKING:
+    from cluster.batches.batches import BatchCounts
 
 ROLES = ("prefill", "decode", "mixed", "closed")
 BLOCK_STATES = tuple(field.name for field in fields(BlockCounts) if field.name != "capacity")
@@ -22,10 +28,11 @@ RUNNING = "running"
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """Time that nodes were there, all together, and its price; None where nobody named one."""
+    """Time that nodes were there, all together, and its price, also by tenant; None where nobody named one."""
 
     node_seconds: float
     cost: float | None
+    tenant_costs: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,31 @@ def read_controller(into: Readings, state: ClusterState) -> None:
         into.put("penstock_wanted_nodes", state.wanted_nodes)
 
 
+def read_kube(into: Readings, counters: ScalingCounters) -> None:
+    """The one that moves the fleet on Kubernetes."""
+    into.put("penstock_kube_leader", counters.is_leader)
+    for name, size in (
+        ("wanted_nodes", counters.wanted_nodes),
+        ("replicas", counters.pod_replicas),
+        ("old_pods", counters.old_pods),
+    ):
+        if size is not None:
+            into.put(f"penstock_kube_{name}", size)
+    into.put("penstock_kube_rounds", counters.num_rounds)
+    into.put("penstock_kube_writes", counters.num_writes)
+    for kind, number in (
+        ("added", counters.num_added),
+        ("drained", counters.num_drains),
+        ("kept", counters.num_drains_called_off),
+        ("removed", counters.num_removed),
+        ("renewed", counters.num_renewed),
+    ):
+        into.put("penstock_kube_changes", number, kind)
+    for trouble in Trouble:
+        into.put("penstock_kube_troubles", counters.of(trouble), trouble.value)
+    into.put("penstock_kube_lost_events", counters.num_lost_events)
+
+
 def read_effort(into: Readings, name: str, effort: NodeEffort, config: ObservationConfig) -> None:
     """What one node gave of what its hardware has."""
     peaks = (config.peak_flops, config.peak_bytes_per_s)
@@ -164,10 +196,22 @@ def read_effort(into: Readings, name: str, effort: NodeEffort, config: Observati
         into.put("penstock_node_mbu_ratio", effort.rates.bytes_read / config.peak_bytes_per_s, name)
 
 
+def read_batches(into: Readings, counts: "BatchCounts") -> None:
+    """Batch files."""
+    for status, number in counts.statuses:
+        into.put("penstock_batches", number, status.value)
+    into.put("penstock_batch_requests", counts.num_waiting, "queued")
+    into.put("penstock_batch_requests", counts.num_at_work, "running")
+    into.put("penstock_batch_requests_ended", counts.num_answered, "answered")
+    into.put("penstock_batch_requests_ended", counts.num_failed, "failed")
+
+
 def read_paid(into: Readings, paid: Paid, num_tokens: int) -> None:
     """What the nodes cost."""
     into.put("penstock_node_seconds", paid.node_seconds)
     if paid.cost is not None:
         into.put("penstock_cost", paid.cost)
+        for tenant, cost in sorted(paid.tenant_costs):
+            into.put("penstock_tenant_cost", cost, tenant)
         if num_tokens:
             into.put("penstock_cost_per_million_tokens", paid.cost / num_tokens * 1e6)

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cluster.metrics.batch_rows import BATCHES
 from cluster.metrics.efficiency_rows import EFFICIENCY
+from cluster.metrics.kube_rows import KUBE
 from cluster.metrics.node_rows import CONTROLLER, NODES
 from cluster.metrics.request_rows import REQUESTS
 from cluster.metrics.rows import Kind, Metric
@@ -14,8 +16,10 @@ class Group(StrEnum):
     """Headings of the page."""
 
     REQUESTS = "Requests"
+    BATCHES = "Batch files"
     NODES = "Nodes"
     CONTROLLER = "Controller"
+    KUBE = "Kubernetes"
     EFFICIENCY = "Efficiency and cost"
     VLLM = "By vLLM's names"
 
@@ -30,8 +34,10 @@ class Section:
 
 SECTIONS = (
     Section(Group.REQUESTS, REQUESTS),
+    Section(Group.BATCHES, BATCHES),
     Section(Group.NODES, NODES),
     Section(Group.CONTROLLER, CONTROLLER),
+    Section(Group.KUBE, KUBE),
     Section(Group.EFFICIENCY, EFFICIENCY),
     Section(Group.VLLM, VLLM),
 )

@@ -64,6 +64,7 @@ class RequestTally:
         self.cached_tokens: Counter[str] = Counter()
         self.generation_tokens: Counter[str] = Counter()
         self.num_retries = 0
+        self.num_turned_away = 0
         self.classes: defaultdict[str, ClassTimes] = defaultdict(ClassTimes)
         self.stages = {name: Histogram(STAGE_BOUNDS_S) for name in STAGE_NAMES}
         self.queued = Histogram(E2E_BOUNDS_S)
@@ -108,6 +109,7 @@ class RequestTally:
     def turn_away(self, error: PenstockError, has_slo: bool) -> None:
         """Count what was not taken. Where it had targets and it was our want of room, goodput has missed one."""
         self.refusals[error.code] += 1
+        self.num_turned_away += 1
         if has_slo and isinstance(error, Overloaded | Unavailable):
             self.misses[Outcome.REFUSED.value] += 1
 

@@ -13,7 +13,8 @@ from tests.house.sources import ROOT
 
 SCHEMA = ROOT / "helm/penstock/values.schema.json"
 FROM_VALUES = {
-    "access-file", "admin-host", "admin-port", "aggregated", "decode", "device", "grpc-port", "host",
+    "access-file", "admin-host", "admin-port", "aggregated", "cluster-port", "cluster-token-file", "decode", "device",
+    "grpc-port", "host",
     "insecure-no-keys", "kube-fleet-size", "kube-raycluster", "launcher", "metrics-port", "model", "port",
     "prefill", "ray-address",
     "ray-placement", "ray-start-timeout", "tls-cert", "tls-client-ca", "tls-key",
@@ -22,16 +23,19 @@ FROM_VALUES = {
 
 
 def config_part() -> dict[str, Any]:
-    """Every setting of `serve` that a chart's user may give; the table does not name bounds, the server checks them."""
+    """Every setting of `serve` that a chart's user may give."""
     settings = (value.setting for value in read_arguments(_parser(), ["serve"], {}).values)
     whole = schema_of(setting for setting in settings if setting.key not in FROM_VALUES)
     properties = {key: _plain(each) for key, each in whole["properties"].items()}  # type: ignore[union-attr]
     return {"type": "object", "additionalProperties": False, "properties": dict(sorted(properties.items()))}
 
 
+KEPT = {"type", "enum", "pattern", "items", "description", "minimum", "maximum", "exclusiveMinimum"}
+
+
 def _plain(each: Any) -> Any:
     """Without what only newer drafts know, and without defaults, which stand in the server."""
-    return {key: value for key, value in each.items() if key in ("type", "enum", "pattern", "items", "description")}
+    return {key: value for key, value in each.items() if key in KEPT}
 
 
 def main() -> None:

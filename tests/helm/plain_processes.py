@@ -109,19 +109,46 @@ class PlainCluster:
             self.ports[key] = free_port(self.ports[key] or 9_000 - 300 * len([p for p in self.ports.values() if p]))
         config |= self.ports | {"host": "127.0.0.1", "admin-host": "127.0.0.1"}
         config["ray-address"] = f"127.0.0.1:{self.ray_port}"
-        file = self.folder / "penstock.yaml"
-        file.write_text(yaml.safe_dump(config))
-        pod = named(self.objects, "Deployment", "rel-penstock-gateway")["spec"]["template"]["spec"]
-        container = pod["containers"][0]
-        args = [str(file) if word == "/etc/penstock/penstock.yaml" else word for word in container["args"]]
-        self.spawn("gateway", [*container["command"], *args])
+        if "cluster-token-file" in config:
+            assert config["cluster-port"] == 50053
+            config |= {"cluster-token-file": self.mounted_token(), "cluster-port": 0}
+        self.spawn("gateway", self.command_of("rel-penstock-gateway", config))
         self.until(self.is_ready, "gateway")
 
-    def is_ready(self) -> bool:
+    def start_further(self, name: str) -> int:
+        """A further gateway's container, up to its first readiness; its HTTP port."""
+        config = yaml.safe_load(named(self.objects, "ConfigMap", "rel-penstock")["data"]["penstock.yaml"])
+        ports = {"port": free_port(7_400 + 10 * self.num_logs), "grpc-port": 0, "metrics-port": 0}
+        config |= ports | {"host": "127.0.0.1", "admin-host": "127.0.0.1", "cluster-token-file": self.mounted_token()}
+        found = re.search(r"gateway --join (\S+)", re.sub(r"\s+", " ", self.tail("gateway")))
+        assert found, "the first gateway says where others join"
+        words = self.command_of("rel-penstock-gateway-further", config)
+        words[words.index("--join") + 1] = found[1]
+        self.spawn(name, words)
+        self.until(lambda: self.is_ready(ports["port"]), name)
+        return ports["port"]
+
+    def mounted_token(self) -> str:
+        """What the Secret would have."""
+        file = self.folder / "token"
+        if not file.exists():
+            file.write_text(secrets.token_hex(32) + "\n")
+            file.chmod(0o600)
+        return str(file)
+
+    def command_of(self, deployment: str, config: Object) -> list[str]:
+        """A gateway's command with its configuration in a file of ours."""
+        file = self.folder / f"{deployment}.{self.num_logs}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        container = named(self.objects, "Deployment", deployment)["spec"]["template"]["spec"]["containers"][0]
+        args = [str(file) if word == "/etc/penstock/penstock.yaml" else word for word in container["args"]]
+        return [*container["command"], *args]
+
+    def is_ready(self, port: int = 0) -> bool:
         """What the readiness probe asks, over HTTP."""
         with (
             suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{self.ports['port']}/ready", timeout=5) as answer,
+            urllib.request.urlopen(f"http://127.0.0.1:{port or self.ports['port']}/ready", timeout=5) as answer,
         ):
             return bool(answer.status == 200)
         return False
@@ -150,10 +177,12 @@ class PlainCluster:
         return self.run(*hook[:2], line)
 
     def nodes(self) -> dict[str, Object]:
-        """What `penstock status` tells of the nodes, by slot."""
-        told = self.run("penstock", "status", "--json", "--admin-address", f"127.0.0.1:{self.ports['admin-port']}")
-        cluster = json.loads(told.stdout)["cluster"] if told.stdout else {"nodes": []}
-        return {node["name"]: node for node in cluster["nodes"]}
+        """What `penstock status` tells of the nodes, by slot; asks again where a busy machine answers too late."""
+        for _ in range(5):
+            told = self.run("penstock", "status", "--json", "--admin-address", f"127.0.0.1:{self.ports['admin-port']}")
+            if told.stdout:
+                return {node["name"]: node for node in json.loads(told.stdout)["cluster"]["nodes"]}
+        raise AssertionError(f"no status: {told.stderr}\n{self.tail('gateway')}")
 
     def worker_of(self, slot: str) -> str:
         """Whose raylet the slot's node is a child of: Ray gives places as it likes, and numbers mean nothing to it."""
@@ -164,13 +193,15 @@ class PlainCluster:
             assert pid > 1, f"{slot} runs in none of {sorted(workers.values())}"
         return workers[pid]
 
-    def complete(self, max_tokens: int) -> int:
-        """One completion over HTTP; how many tokens came. Raises where it fails."""
+    def complete(self, max_tokens: int, port: int = 0) -> int:
+        """One completion over HTTP, by default at the first gateway; how many tokens came. Raises where it fails."""
         body = json.dumps(
             {"prompt": "Once upon a time", "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
         )
         asked = urllib.request.Request(
-            f"http://127.0.0.1:{self.ports['port']}/v1/completions", body.encode(), {"content-type": "application/json"}
+            f"http://127.0.0.1:{port or self.ports['port']}/v1/completions",
+            body.encode(),
+            {"content-type": "application/json"},
         )
         with urllib.request.urlopen(asked, timeout=120) as answer:
             return int(json.load(answer)["usage"]["completion_tokens"])
@@ -218,8 +249,8 @@ class PlainCluster:
             return process.wait()
 
     def close(self) -> None:
-        """Ends all, the gateway first."""
-        for name in ("gateway", *[each for each in self.processes if each != "gateway"]):
+        """Ends all, gateways first."""
+        for name in sorted(self.processes, key=lambda each: not each.startswith("gateway")):
             if name in self.processes:
                 self.end(name)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -228,8 +259,8 @@ class PlainCluster:
 class Load:
     """Requests one after the other from a few clients. Owns: their threads, and the account of what came back."""
 
-    def __init__(self, cluster: PlainCluster, num_clients: int, max_tokens: int) -> None:
-        self._cluster, self._max_tokens = cluster, max_tokens
+    def __init__(self, cluster: PlainCluster, num_clients: int, max_tokens: int, port: int = 0) -> None:
+        self._cluster, self._max_tokens, self._port = cluster, max_tokens, port
         self._ends = threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(num_clients)]
         self.num_done = 0
@@ -238,7 +269,7 @@ class Load:
     def _ask(self) -> None:
         while not self._ends.is_set():
             try:
-                num_tokens = self._cluster.complete(self._max_tokens)
+                num_tokens = self._cluster.complete(self._max_tokens, self._port)
                 assert num_tokens == self._max_tokens, f"{num_tokens} tokens instead of {self._max_tokens}"
                 self.num_done += 1
             except Exception as error:

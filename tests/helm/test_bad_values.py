@@ -102,6 +102,8 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"ray": {"mode": "external"}}, "ray.address"),
     ({"ray": {"address": "host:6379"}}, "ray.address"),
     ({"access": {"allowNoKeys": False}}, "access.existingSecret"),
+    ({"gateway": {"replicas": 2}}, "gateway.clusterTokenSecret"),
+    ({"ray": {"mode": "none"}, "gateway": {"replicas": 2, "clusterTokenSecret": "t"}}, "gateway.replicas: 1 where"),
     ({"model": {"existingClaim": "a", "hostPath": "/b", "path": "/models/m"}}, "model.hostPath"),
     ({"model": {"existingClaim": "a"}}, "model.path"),
     ({"model": {"existingClaim": "a", "path": "/elsewhere"}}, "model.path"),
@@ -126,7 +128,7 @@ def test_values_that_do_not_go_together_are_refused_with_the_reason(values: dict
 
 def test_all_that_does_not_go_together_is_told_at_once() -> None:
     helm = helm4()
-    values = copy.deepcopy(TOGETHER[2][0]) | TOGETHER[11][0] | TOGETHER[15][0]
+    values = copy.deepcopy(TOGETHER[2][0]) | TOGETHER[11][0] | TOGETHER[17][0]
     with pytest.raises(helm.HelmError) as refused:
         render(values)
     assert all(said in str(refused.value) for said in ("kv-transport", "access.existingSecret", "terminationGrace"))

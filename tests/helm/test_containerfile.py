@@ -9,11 +9,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.helm.charts import pod_templates, render, values_of
 from tests.house.sources import PACKAGES, ROOT
 
 TEXT = (ROOT / "Containerfile").read_text()
+CUDAS_OWN = ("cupy-cuda13x", "nvidia-ml-py")
+"""Wheels that are resolved where a GPU is: the constraints are made where none is."""
 LINES = re.sub(r"\\\n\s*", "", TEXT).splitlines()
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
 
@@ -72,6 +75,24 @@ def test_the_steps_are_those_of_a_plain_installation_torch_first_and_pinned() ->
         assert "-c constraints.txt" in everything
         copied = {line.split()[1] for line in stages()[f"build-{target}"] if line.startswith("COPY")}
         assert set(PACKAGES) <= copied, "every package is installed"
+
+
+def test_every_package_that_the_image_installs_has_a_pin_that_its_requirement_takes() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = {
+        name.partition("[")[0].lower().replace("_", "-"): version.partition(";")[0] for name, version in pins.items()
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extras in ((), ("k8s",), ("cuda", "k8s")):
+        texts = project["dependencies"] + [text for extra in extras for text in project["optional-dependencies"][extra]]
+        asked = [Requirement(text) for text in texts]
+        assert len(asked) > 10
+        for each in asked:
+            name = each.name.lower().replace("_", "-")
+            if name in CUDAS_OWN:
+                continue
+            assert name in pins, f"{name} is in no constraint"
+            assert each.specifier.contains(pins[name].strip()), f"{each} does not take {pins[name]}"
 
 
 def test_the_build_sees_what_it_copies_and_nothing_else() -> None:

@@ -1,5 +1,6 @@
 """The chart installed, upgraded, rolled back and removed on an API server in memory, which checks every write."""
 
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from tests.helm.charts import CHART, KUBERAY, SHARED, helm3, helm4, values_of
+from tests.helm.test_bad_values import TOGETHER, hundred, placed
 
 SERVER = SHARED / "tools/fake_kube_apiserver.py"
 GUARD_S = 30.0
@@ -47,6 +49,19 @@ class Cluster:
         """The release's, if there is one."""
         items = self.custom.list_namespaced_custom_object("ray.io", "v1", "default", "rayclusters")["items"]
         return dict(items[0]) if items else None
+
+    def make_pod(self, role: str) -> None:
+        """A pod of a group, as KubeRay makes it of the group's template."""
+        from kubernetes.client import CoreV1Api
+
+        cluster = self.raycluster()
+        assert cluster is not None
+        template = next(g for g in cluster["spec"]["workerGroupSpecs"] if g["groupName"] == role)["template"]
+        labels = {"ray.io/cluster": "rel-penstock", "ray.io/node-type": "worker", "ray.io/group": role}
+        metadata = template["metadata"] | {"name": f"rel-penstock-{role}-worker"}
+        metadata["labels"] = metadata["labels"] | labels
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+        CoreV1Api(self.api).create_namespaced_pod("default", pod)
 
     def replicas(self) -> dict[str, int]:
         """By group."""
@@ -90,13 +105,67 @@ def test_an_upgrade_keeps_the_replicas_that_the_mover_has_set(kubeconfig: Path, 
         moved = cluster.raycluster()
         assert moved is not None
         moved["spec"]["workerGroupSpecs"][1]["replicas"] = 9
+        moved["spec"]["workerGroupSpecs"][0]["scaleStrategy"] = {"workersToDelete": ["rel-penstock-prefill-x"]}
         cluster.custom.replace_namespaced_custom_object("ray.io", "v1", "default", "rayclusters", "rel-penstock", moved)
         values["nodeDefaults"]["shmSize"] = "24Gi"
         config.upgrade(str(CHART), "rel", values)
         assert cluster.replicas() == {"prefill": 4, "decode": 9}
+        upgraded = cluster.raycluster()
+        assert upgraded is not None
+        prefill, decode = upgraded["spec"]["workerGroupSpecs"]
+        assert prefill["scaleStrategy"] == {"workersToDelete": ["rel-penstock-prefill-x"]}, "and the pods it has named"
+        assert "scaleStrategy" not in decode
         values["decode"]["maxReplicas"] = 6
         config.upgrade(str(CHART), "rel", values)
         assert cluster.replicas() == {"prefill": 4, "decode": 6}
+
+
+@pytest.mark.slow
+def test_a_hundred_bad_values_are_refused_at_install_and_at_upgrade_and_nothing_is_written(
+    kubeconfig: Path, cluster: Cluster
+) -> None:
+    helm = helm4()
+    with helm.Config(kubeconfig_path=str(kubeconfig), namespace="default", storage_driver="memory") as config:
+        for path, value, why in hundred():
+            with pytest.raises(helm.HelmError) as refused:
+                config.install(str(CHART), "rel", placed(path, value))
+            assert all(key in str(refused.value) for key in path), f"{why} at {'.'.join(path)}: {refused.value}"
+        for values, says in TOGETHER:
+            with pytest.raises(helm.HelmError, match=re.escape(says)):
+                config.install(str(CHART), "rel", values)
+        assert cluster.raycluster() is None
+        config.install(str(CHART), "rel", values_of("cpu"))
+        before = cluster.raycluster()
+        for path, value, _ in hundred()[:20]:
+            with pytest.raises(helm.HelmError):
+                config.upgrade(str(CHART), "rel", placed(path, value))
+        assert cluster.raycluster() == before
+
+
+@pytest.mark.slow
+def test_the_gateway_sees_which_pods_an_upgrade_has_made_old(kubeconfig: Path, cluster: Cluster) -> None:
+    from cluster.kube.client import KubeClient
+    from cluster.kube.fleet import without_old_pods
+
+    helm = helm4()
+    values = values_of("cpu") | {"fleet": {"mover": "penstock"}}
+    with helm.Config(kubeconfig_path=str(kubeconfig), namespace="default", storage_driver="memory") as config:
+        config.install(str(CHART), "rel", values)
+        client = KubeClient(cluster.api, "default", "rel-penstock", ("prefill", "decode"))
+        for role in ("prefill", "decode"):
+            cluster.make_pod(role)
+        assert client.read().num_old_pods == 0
+        values["config"] = values["config"] | {"max-num-seqs": 8}
+        config.upgrade(str(CHART), "rel", values)
+        assert client.read().num_old_pods == 0, "the configuration is the gateway's"
+        values["decode"] = values["decode"] | {"shmSize": "1Gi"}
+        config.upgrade(str(CHART), "rel", values)
+        (change,) = without_old_pods(client.read())
+        assert (change.name, change.replicas, change.to_delete) == ("decode", 1, ("rel-penstock-decode-worker",))
+        client.write((change,))
+        assert cluster.replicas() == {"prefill": 1, "decode": 1}
+        config.rollback("rel", version=2)
+        assert client.read().num_old_pods == 0
 
 
 @pytest.mark.slow

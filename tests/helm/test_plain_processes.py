@@ -17,6 +17,7 @@ def cluster() -> Iterator[PlainCluster]:
     helm4()
     values = values_of("cpu")
     values["decode"]["replicas"] = 2
+    values["gateway"] |= {"replicas": 2, "clusterTokenSecret": "penstock-cluster"}
     cluster = PlainCluster(values)
     try:
         cluster.start_ray()
@@ -51,11 +52,29 @@ def test_a_rolling_restart_of_all_worker_pods_under_load_fails_no_request(cluste
             cluster.until(lambda num=num_before: load.num_done > num)  # type: ignore[misc]
     assert load.failures == []
     assert load.num_done > 6
+    cluster.until(lambda: len(cluster.nodes()) == 3)  # type: ignore[misc]
     after = cluster.nodes()
     assert {slot: node["mix"]["role"] for slot, node in after.items()} == {
         "prefill-0": "prefill", "decode-0": "decode", "decode-1": "decode",
     }  # fmt: skip
     assert not set(before.values()) & {node["id"] for node in after.values()}
+
+
+def test_a_further_gateway_joins_answers_and_is_replaced_without_a_failed_request_at_the_first(
+    cluster: PlainCluster,
+) -> None:
+    port = cluster.start_further("gateway-further-1")
+    with Load(cluster, num_clients=2, max_tokens=48) as first, Load(cluster, 2, 48, port) as far:
+        cluster.until(lambda: far.num_done > 2 < first.num_done)
+        far._ends.set()
+        time.sleep(0.1)
+        assert cluster.end("gateway-further-1") == 0, "open requests end before it goes"
+        after = cluster.start_further("gateway-further-2")
+        assert cluster.complete(8, after) == 8
+        num_before = first.num_done
+        cluster.until(lambda: first.num_done > num_before)
+    assert first.failures == far.failures == []
+    assert cluster.end("gateway-further-2") == 0
 
 
 def test_the_gateway_ends_open_requests_before_it_goes(cluster: PlainCluster) -> None:

@@ -76,7 +76,7 @@ def test_a_pod_has_time_to_drain_and_is_out_of_the_way_first(example: str) -> No
     timers = Timers()
     for name, template in pod_templates(render(values_of(example))).items():
         spec = template["spec"]
-        if not (name.endswith("-gateway") or template["metadata"]["labels"].get("penstock/kind") == "worker"):
+        if template["metadata"]["labels"].get("penstock/kind") not in ("gateway", "worker"):
             continue
         assert spec["terminationGracePeriodSeconds"] >= timers.drain_s + timers.lease_s + 15, name
         command = " ".join(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"])
@@ -123,12 +123,9 @@ def test_ports_probes_and_the_configuration_agree(example: str) -> None:
     config = yaml.safe_load(named(objects, "ConfigMap", "rel-penstock")["data"]["penstock.yaml"])
     gateway = pod_templates(objects)[f"Deployment/{GATEWAY}"]["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in gateway["ports"]}
-    assert ports == {
-        "http": config["port"],
-        "grpc": config["grpc-port"],
-        "admin": config["admin-port"],
-        "metrics": config["metrics-port"],
-    }
+    keys = {"http": "port", "grpc": "grpc-port", "admin": "admin-port", "metrics": "metrics-port"}
+    joins = {"cluster": "cluster-port"} if "cluster-port" in config else {}
+    assert ports == {name: config[key] for name, key in (keys | joins).items()}
     has_tls = bool(values_of(example).get("tls", {}).get("existingSecret"))
     for probe in ("startupProbe", "readinessProbe"):
         if has_tls:

@@ -1,5 +1,6 @@
 """The chart renders to objects that every supported Kubernetes takes, strictly, by Helm 3 and Helm 4 alike."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,20 @@ def test_helm_3_and_helm_4_render_the_same(example: str, tmp_path: Path) -> None
         return each["kind"], each["metadata"]["name"]
 
     assert sorted(objects, key=key) == sorted(render(values_of(example)), key=key)
+
+
+@pytest.mark.helm
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_helm_3_finds_nothing_to_complain_of_and_renders_for_every_supported_version(
+    example: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "lint.yaml"
+    file.write_text(yaml.safe_dump(values_of(example)))
+    done = subprocess.run([helm3(), "lint", str(CHART), "--strict", "-f", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, problems = render3(values_of(example), tmp_path, VERSIONS[0])
+    assert first, problems
+    assert all(render3(values_of(example), tmp_path, version)[0] == first for version in VERSIONS[1:])
 
 
 @pytest.mark.helm

@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 from typing import Any, Protocol
 
+from cluster.kube.client import TEMPLATE
+
 NAMESPACE = "ns"
 NAME = "pen"
 CLUSTER = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayclusters/{NAME}"
@@ -29,7 +31,10 @@ def group(name: str, replicas: int, low: int, high: int) -> Object:
         "replicas": replicas,
         "minReplicas": low,
         "maxReplicas": high,
-        "template": {"spec": {"containers": [{"name": "ray", "image": "penstock"}]}},
+        "template": {
+            "metadata": {"annotations": {TEMPLATE: "1"}},
+            "spec": {"containers": [{"name": "ray", "image": "penstock"}]},
+        },
     }
 
 
@@ -60,6 +65,18 @@ class KubeServer:
     def replicas(self) -> dict[str, int]:
         """By group."""
         return {spec["groupName"]: spec["replicas"] for spec in self.cluster()["spec"]["workerGroupSpecs"]}
+
+    def upgrade(self, template: str) -> None:
+        """What `helm upgrade` does to an object whose pods are to be made of something else."""
+        with self._lock:
+            cluster = self.cluster()
+            for spec in cluster["spec"]["workerGroupSpecs"]:
+                spec["template"]["metadata"]["annotations"][TEMPLATE] = template
+            self.put(CLUSTER, cluster)
+
+    def templates(self) -> set[str]:
+        """What the pods were made of that there are."""
+        return {o["metadata"]["annotations"][TEMPLATE] for path, o in self.objects.items() if "/pods/" in path}
 
     def answer(self, method: str, path: str, body: Object | None) -> tuple[int, Object]:
         """One call."""
@@ -175,7 +192,7 @@ class PodKeeper:
                 self._end(pod)
             pods = self._pods(name)
             for _ in range(spec["replicas"] - len(pods)):
-                self._make(name, now)
+                self._make(name, spec["template"]["metadata"]["annotations"], now)
             for pod in self._chance.sample(pods, max(0, len(pods) - spec["replicas"])):
                 self.num_ended_unnamed += 1
                 self._end(pod)
@@ -188,11 +205,12 @@ class PodKeeper:
         pods = [o for path, o in self._kube.objects.items() if path.startswith(_pod_path(""))]
         return [pod["metadata"]["name"] for pod in pods if pod["metadata"]["labels"]["ray.io/group"] == group]
 
-    def _make(self, group: str, now: float) -> None:
+    def _make(self, group: str, annotations: Object, now: float) -> None:
         self._num_made += 1
         name = f"{NAME}-{group}-{self._num_made:04d}"
         labels = {"ray.io/cluster": NAME, "ray.io/node-type": "worker", "ray.io/group": group}
-        self._kube.put(_pod_path(name), {"metadata": {"name": name, "labels": labels}, "status": {"phase": "Pending"}})
+        metadata = {"name": name, "labels": labels, "annotations": annotations}
+        self._kube.put(_pod_path(name), {"metadata": metadata, "status": {"phase": "Pending"}})
         self._ready_at[name] = now + self._start_s * self._chance.uniform(0.5, 2.0)
 
     def _begin(self, name: str) -> None:

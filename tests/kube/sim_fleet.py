@@ -22,7 +22,7 @@ MOST = 6
 
 @dataclass
 class Slot:
-    """One slot: where its node is, and how far its drain."""
+    """One slot: where its node is, how far its drain, and which node it is to have no longer."""
 
     group: str
     pod: str = ""
@@ -30,6 +30,7 @@ class Slot:
     is_draining: bool = False
     is_empty: bool = False
     is_given_up: bool = False
+    renewed: NodeId | None = None
 
 
 class SimFleet:
@@ -63,6 +64,8 @@ class SimFleet:
 
     def _shown(self, name: str, slot: Slot) -> FleetNode:
         host = self.places.get(slot.pod, ("", ""))[1] if slot.node is not None else ""
+        if slot.renewed is not None:
+            return FleetNode(name, slot.group, Phase.STARTING, host=host)
         if slot.is_given_up or slot.is_empty:
             phase = Phase.EMPTY
         elif slot.is_draining:
@@ -82,6 +85,7 @@ class SimFleet:
 
     def drain(self, slot: str) -> None:
         it = self.slots[slot]
+        it.renewed = None
         if it.node is None:
             it.is_given_up = True
             return
@@ -91,6 +95,7 @@ class SimFleet:
     def keep(self, slot: str) -> None:
         it = self.slots[slot]
         it.is_draining = it.is_empty = it.is_given_up = False
+        it.renewed = None
         if it.node is not None:
             plan = self.world._plans[slot]
             mix = mix_of(plan.role, plan.prefill_tokens_per_step, plan.max_decode_rows)
@@ -102,6 +107,11 @@ class SimFleet:
         it = self.slots.pop(slot)
         if it.node is not None:
             self._end(slot, it)
+
+    def renew(self, slot: str) -> None:
+        it = self.slots[slot]
+        it.is_draining = it.is_empty = False
+        it.renewed = it.node
 
     # ── the machines ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,7 +125,7 @@ class SimFleet:
             if it.pod == name:
                 if it.node is not None:
                     self._end(slot, it)
-                it.pod, it.node = "", None
+                it.pod, it.node, it.renewed = "", None, None
         self.settle()
 
     def settle(self) -> None:

@@ -61,6 +61,19 @@ def test_the_same_name_takes_its_own_lease_again_after_a_restart() -> None:
     assert leases.holder("one").holds()
 
 
+def test_who_gives_it_up_leaves_it_to_the_next_one_at_once_and_nobody_gives_up_what_is_anothers() -> None:
+    leases = Leases()
+    one, two = leases.holder("one"), leases.holder("two")
+    assert one.holds() and not two.holds()
+    two.release()
+    assert leases.state is not None and leases.state.holder == "one"
+    one.release()
+    assert leases.state.holder == "" and leases.state.duration_s >= 1.0
+    assert two.holds() and not one.holds()
+    leases.holder("three").release()
+    assert leases.state.holder == "two"
+
+
 def test_who_loses_the_race_does_not_lead_and_a_refusal_is_told() -> None:
     leases = Leases()
     leases.refuses = Trouble.CONFLICT

@@ -1,6 +1,8 @@
 """The live cluster as a fleet: what a round sees of it, and what it does to it."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,6 +13,7 @@ from cluster.kube.fleet import ClusterView, GroupChange, Phase, Pod, WorkerGroup
 from cluster.kube.live_fleet import LiveFleet
 from cluster.kubernetes import FleetScaler, Pace
 from cluster.live.config import NodeSlot
+from cluster.live.head import NodeState
 from cluster.service import Service
 from core.mix import mix_of
 from tests.service.running import Running, running
@@ -25,6 +28,9 @@ class Held:
 
     def holds(self) -> bool:
         return True
+
+    def release(self) -> None:
+        """Nothing."""
 
 
 class Desk:
@@ -103,6 +109,30 @@ def test_the_scaler_adds_nodes_to_a_live_cluster_and_takes_them_away_empty() -> 
     assert desk.written[-1][0].to_delete, "a pod was named"
 
 
+async def renewed(service: Service, fleet: LiveFleet, name: str) -> None:
+    """A node that is empty is renewed: the slot waits, and the node that follows when its pod has ended is open."""
+    before = service_nodes(service)[name]
+    fleet.renew(name)
+    await asyncio.sleep(0.2)
+    fleet.keep(name)
+    await until(lambda: service_nodes(service)[name].mix.role == "decode")
+    assert phases(fleet)[name] is Phase.SERVING, "taken back"
+    fleet.drain(name)
+    await until(lambda: phases(fleet)[name] is Phase.EMPTY)
+    fleet.renew(name)
+    assert phases(fleet)[name] is Phase.STARTING
+    await asyncio.sleep(0.2)
+    assert service_nodes(service)[name].mix.role == "closed", "nothing comes to a node whose pod ends"
+    os.kill(before.pid, signal.SIGKILL)
+    await until(lambda: phases(fleet)[name] is Phase.SERVING)
+    assert service_nodes(service)[name].node != before.node
+    assert service_nodes(service)[name].mix.role == "decode"
+
+
+def service_nodes(service: Service) -> dict[str, NodeState]:
+    return {node.slot: node for node in service.cluster.state().nodes}
+
+
 def test_drains_are_called_off_and_slots_that_only_start_are_given_up() -> None:
     async def steps(service: Service, fleet: LiveFleet) -> None:
         name = fleet.add("decode")
@@ -120,6 +150,14 @@ def test_drains_are_called_off_and_slots_that_only_start_are_given_up() -> None:
         await until(lambda: phases(fleet)[name] is Phase.EMPTY)
         node = next(each for each in fleet.nodes() if each.slot == name)
         assert (node.group, node.host, node.load) == ("decode", HOST, 0)
+        await renewed(service, fleet, name)
+        await service.operator.drain(name)
+        fleet.drain(name)
+        await until(lambda: phases(fleet)[name] is Phase.EMPTY)
+        fleet.keep(name)
+        assert service_nodes(service)[name].mix.role == "closed", "a human has drained it"
+        fleet.drain(name)
+        await until(lambda: phases(fleet)[name] is Phase.EMPTY)
         fleet.remove(name)
         await until(lambda: name not in phases(fleet))
         assert fleet.wish() is None

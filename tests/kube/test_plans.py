@@ -4,7 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.kube.fleet import ClusterView, FleetNode, GroupChange, Phase, Plan, Planner, Pod, Wish, WorkerGroup
+from cluster.kube.fleet import (
+    ClusterView,
+    FleetNode,
+    GroupChange,
+    Phase,
+    Plan,
+    Planner,
+    Pod,
+    Wish,
+    WorkerGroup,
+    without_old_pods,
+)
 from core.ids import NodeId
 
 P, D = WorkerGroup("prefill", 2, 1, 6), WorkerGroup("decode", 2, 1, 6)
@@ -169,3 +180,88 @@ def test_names_of_pods_that_are_gone_are_not_written_again() -> None:
 def test_slots_of_groups_that_the_object_lacks_are_left_alone() -> None:
     view, nodes = calm()
     assert plan(view, [*nodes, serving("aggregated", 0)], Wish(4)) == Plan()
+
+
+def old(view: ClusterView, *names: str) -> ClusterView:
+    """Groups whose pods are made of something new, all pods but these being of it."""
+    groups = tuple(replace(group, template="new") for group in view.groups)
+    pods = tuple(replace(each, template="old" if each.name in names else "new") for each in view.pods)
+    return replace(view, groups=groups, pods=pods)
+
+
+def test_a_pod_of_an_older_template_is_drained_named_and_keeps_its_replica_and_its_slot() -> None:
+    view, nodes = calm()
+    view = old(view, "pod-decode-1")
+    assert plan(view, nodes, Wish(4)) == plan(view, nodes, None) == Plan(drain=("decode-1",))
+    draining = becomes(nodes, "decode-1", Phase.DRAINING)
+    assert plan(view, draining, Wish(4)) == plan(view, draining, None) == Plan()
+    empty = becomes(nodes, "decode-1", Phase.EMPTY)
+    named = Plan(write=(GroupChange("decode", 2, ("pod-decode-1",)),), renew=("decode-1",))
+    assert plan(view, empty, Wish(4)) == plan(view, empty, None) == named
+    written = replace(view, groups=(view.groups[0], replace(view.groups[1], to_delete=("pod-decode-1",))))
+    assert plan(written, empty, Wish(4)) == Plan(renew=("decode-1",)), "the answer to the write was lost"
+    gone = replace(written, pods=tuple(each for each in written.pods if each.name != "pod-decode-1"))
+    assert plan(gone, empty, Wish(4)) == Plan(renew=("decode-1",)), "and the pod is gone meanwhile"
+
+
+def test_pods_are_renewed_one_at_a_time_the_least_loaded_first_and_not_while_anything_else_moves() -> None:
+    view, nodes = calm()
+    view = old(view, *(each.name for each in view.pods))
+    busy = [replace(node, load=0 if node.slot == "prefill-1" else 3) for node in nodes]
+    assert plan(view, busy, Wish(4)).drain == ("prefill-1",)
+    for phase in (Phase.STARTING, Phase.DRAINING):
+        assert plan(view, becomes(nodes, "decode-0", phase), Wish(4)).drain == ()
+    assert plan(view, nodes, Wish(5)).drain == ()
+    assert len(plan(view, nodes, Wish(3)).drain) == 1, "one goes for good; the others are renewed after that"
+
+
+def test_the_only_node_there_is_is_not_taken_away_to_renew_its_pod() -> None:
+    view = old(ClusterView((replace(D, replicas=1),), (pod("decode", 0),)), "pod-decode-0")
+    assert plan(view, [serving("decode", 0)], Wish(1)) == Plan()
+
+
+def test_a_node_that_is_drained_for_a_new_pod_goes_for_good_where_fewer_are_wanted_meanwhile() -> None:
+    view, nodes = calm()
+    view = old(view, "pod-decode-1")
+    empty = becomes(nodes, "decode-1", Phase.EMPTY)
+    assert plan(view, empty, Wish(3)) == Plan(
+        write=(GroupChange("decode", 1, ("pod-decode-1",)),), remove=("decode-1",)
+    )
+
+
+def test_more_nodes_are_asked_for_while_one_is_renewed_and_its_drain_is_not_called_off() -> None:
+    view, nodes = calm()
+    view = old(view, "pod-decode-1")
+    assert plan(view, becomes(nodes, "decode-1", Phase.DRAINING), Wish(5)) == Plan(
+        write=(GroupChange("prefill", 3, ()),)
+    )
+
+
+def test_without_a_digest_on_either_side_no_pod_is_old() -> None:
+    view, nodes = calm()
+    view = old(view, "pod-decode-1")
+    bare = replace(view, pods=tuple(replace(each, template="") for each in view.pods))
+    assert plan(bare, nodes, Wish(4)) == Plan() and without_old_pods(bare) == ()
+    unsaid = replace(view, groups=(P, D))
+    assert plan(unsaid, nodes, Wish(4)) == Plan() and without_old_pods(unsaid) == ()
+
+
+def test_before_there_are_nodes_all_old_pods_are_named_at_once_and_only_once() -> None:
+    view, _ = calm()
+    view = old(view, "pod-decode-1", "pod-prefill-0")
+    assert view.num_old_pods == 2
+    named = without_old_pods(view)
+    assert named == (GroupChange("prefill", 2, ("pod-prefill-0",)), GroupChange("decode", 2, ("pod-decode-1",)))
+    groups = tuple(replace(group, to_delete=change.to_delete) for group, change in zip(view.groups, named, strict=True))
+    assert without_old_pods(replace(view, groups=groups)) == ()
+
+
+def test_a_slot_that_waits_for_the_end_of_its_pod_is_taken_back_where_the_pod_is_not_named_any_more() -> None:
+    view, nodes = calm()
+    view = old(view, "pod-decode-1")
+    waits = [replace(node, phase=Phase.STARTING, node=None) if node.slot == "decode-1" else node for node in nodes]
+    named = replace(view, groups=(view.groups[0], replace(view.groups[1], to_delete=("pod-decode-1",))))
+    assert plan(named, waits, Wish(4)) == Plan(), "KubeRay ends it"
+    ending = replace(named, pods=tuple(each for each in view.pods if each.name != "pod-decode-1"))
+    assert plan(ending, waits, Wish(4)) == Plan(), "it ends"
+    assert plan(view, waits, Wish(4)) == Plan(keep=("decode-1",)), "somebody wrote over the names"

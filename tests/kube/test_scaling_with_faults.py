@@ -8,8 +8,9 @@ from random import Random
 import pytest
 
 from cluster.kube.client import KubeClient
-from cluster.kube.fleet import Wish
+from cluster.kube.fleet import ClusterView, Phase, Wish
 from cluster.kube.lease import LeaseHolder
+from cluster.kube.settings import renew_old_pods
 from cluster.kubernetes import FleetScaler
 from core.goodput import Outcome
 from tests.kube.kube_server import CLUSTER, NAME, NAMESPACE, KubeServer, PodKeeper, group, serving
@@ -49,6 +50,8 @@ class Story:
         self.loop = fleet.world.loop
         self.num_scalers = 0
         self.num_wishes = 0
+        self.num_upgrades = 0
+        self.fewest_serving = len(fleet.slots)
         self.wishes_end = False
         self.counters: Counter[str] = Counter()
         self.keeper.reconcile(0.0)
@@ -59,6 +62,7 @@ class Story:
         self.loop.after(2.0, self.round)
         self.loop.after(30.0, self.wish)
         self.loop.after(100.0, self.restart)
+        self.loop.after(300.0, self.upgrade)
 
     def start_scaler(self) -> None:
         configuration = kubernetes.client.Configuration(host=self.kube.url)
@@ -70,6 +74,8 @@ class Story:
 
     def look(self) -> None:
         self.keeper.reconcile(self.loop.now)
+        serving = sum(node.phase is Phase.SERVING for node in self.fleet.nodes())
+        self.fewest_serving = min(self.fewest_serving, serving)
         self.loop.after(self.chance.uniform(0.5, 3.0), self.look)
 
     def round(self) -> None:
@@ -92,12 +98,18 @@ class Story:
         self.num_wishes += 1
         self.loop.after(self.chance.uniform(15.0, 90.0), self.wish)
 
+    def upgrade(self) -> None:
+        if not self.wishes_end:
+            self.num_upgrades += 1
+            self.kube.upgrade(f"upgrade {self.num_upgrades}")
+            self.loop.after(self.chance.uniform(150.0, 500.0), self.upgrade)
+
     def settle_at(self, number: int) -> None:
         """No faults and no new wishes: what was wished last has to come true."""
         self.kube.fault = lambda method, path: None
         self.wishes_end = True
         self.fleet.asked = Wish(number)
-        self.loop.run(self.loop.now + 600.0)
+        self.loop.run(self.loop.now + 1200.0)
 
     def close(self) -> None:
         self.counters.update(dict(self.scaler.counters.named()))
@@ -129,7 +141,9 @@ def check(seed: int, num_faults: int, num_requests: int) -> Counter[str]:
         assert story.keeper.num_ended_unnamed == 0, "every pod that went was named"
         assert storm.drawn.total() == num_faults
         for number in (3, 11, 2):
+            kube.upgrade(f"last, of {number}")
             story.settle_at(number)
+            assert kube.templates() == {f"last, of {number}"}, "every pod is of the last template"
             assert sum(kube.replicas().values()) == number
             assert len(fleet.slots) == number
             assert all(slot.node is not None and not slot.is_draining for slot in fleet.slots.values())
@@ -138,6 +152,7 @@ def check(seed: int, num_faults: int, num_requests: int) -> Counter[str]:
         assert all("template" in spec for spec in kube.cluster()["spec"]["workerGroupSpecs"])
         story.close()
         story.counters["num_wishes"], story.counters["num_scalers"] = story.num_wishes, story.num_scalers
+        story.counters["num_upgrades"] = story.num_upgrades
         return story.counters + storm.drawn
 
 
@@ -157,6 +172,61 @@ def test_a_thousand_conflicts_drops_refusals_and_restarts_lose_nothing(seed: int
     assert counters["num_scalers"] > 5, "the scaler was restarted"
     assert counters["kube_removed"] > 20 < counters["kube_added"]
     assert counters["kube_drains_called_off"] > 0
+    assert counters["num_upgrades"] > 3 and counters["kube_renewed"] > 20
+
+
+def test_an_upgrade_renews_every_pod_one_after_the_other_while_all_others_serve() -> None:
+    with serving(group("prefill", 3, 1, MOST), group("decode", 3, 1, MOST)) as kube:
+        fleet = SimFleet(400, 1.0, 6, {"prefill": 3, "decode": 3})
+        story = Story(kube, fleet, 6)
+        story.wishes_end = True
+        story.loop.at(60.0, kube.upgrade, "2")
+        fleet.world.run()
+        story.close()
+        assert fleet.outcomes() == {Outcome.FINISHED}
+        assert kube.templates() == {"2"}
+        assert story.counters["kube_renewed"] == 6 and story.counters["kube_removed"] == 0
+        assert story.fewest_serving == 5, "one at a time"
+        assert fleet.num_killed_busy == story.keeper.num_ended_unnamed == 0
+        assert kube.replicas() == {"prefill": 3, "decode": 3}
+        told = [o["reason"] for path, o in kube.objects.items() if "/events/" in path]
+        assert told.count("Renewed") == 6
+
+
+def test_before_any_node_is_there_all_old_pods_go_at_once_and_the_server_waits_for_that() -> None:
+    with serving(group("prefill", 2, 1, MOST), group("decode", 2, 1, MOST)) as kube:
+        story = Story(kube, SimFleet(1, 1.0, 7, GROUPS), 7)
+        client, looks = story.scaler._api, []
+        read = client.read
+
+        def looked_at() -> ClusterView:
+            looks.append(kube.templates())
+            story.keeper.reconcile(story.loop.now + 100.0 * len(looks))
+            return read()
+
+        assert isinstance(client, KubeClient)
+        kube.upgrade("2")
+        view = client.read()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(KubeClient, "read", lambda self: looked_at())
+            renew_old_pods(client, Nobody(), view, pause_s=0.0)
+            assert looks == [], "another process leads"
+            renew_old_pods(client, story.scaler._leadership, view, pause_s=0.0)
+        assert looks[0] == {"1"} and kube.templates() == {"2"}
+        assert kube.replicas() == GROUPS
+        assert story.keeper.num_ended_unnamed == 0
+        renew_old_pods(client, Nobody(), client.read(), pause_s=0.0)
+        story.close()
+
+
+class Nobody:
+    """Never the leader."""
+
+    def holds(self) -> bool:
+        return False
+
+    def release(self) -> None:
+        raise AssertionError("there is nothing to give up")
 
 
 class Hasty(SimFleet):

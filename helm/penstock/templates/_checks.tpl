@@ -43,6 +43,12 @@
 {{- if gt (int $v.keda.minReplicas) (int $v.keda.maxReplicas) -}}
 {{- $bad = append $bad "keda.minReplicas: at most keda.maxReplicas" -}}
 {{- end -}}
+{{- if and (gt (int $v.gateway.replicas) 1) (not $v.gateway.clusterTokenSecret) -}}
+{{- $bad = append $bad "gateway.clusterTokenSecret: needed where gateway.replicas is above 1: further gateways join by it" -}}
+{{- end -}}
+{{- if and (gt (int $v.gateway.replicas) 1) (eq $v.ray.mode "none") -}}
+{{- $bad = append $bad "gateway.replicas: 1 where ray.mode is none: the nodes of that one pod can be reached from within it only" -}}
+{{- end -}}
 {{- if not (or $v.access.existingSecret $v.access.allowNoKeys) -}}
 {{- $bad = append $bad "access.existingSecret: a Secret with access.yaml, or access.allowNoKeys: true if nobody is to be asked for a key" -}}
 {{- end -}}

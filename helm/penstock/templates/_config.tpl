@@ -17,6 +17,10 @@
 {{- $_ := set $own "ray-placement" (ternary "pack" "spread" (eq $v.layout "packed")) -}}
 {{- $_ := set $own "ray-start-timeout" (int $v.ray.startTimeoutSeconds) -}}
 {{- end -}}
+{{- if $v.gateway.clusterTokenSecret -}}
+{{- $_ := set $own "cluster-token-file" "/etc/penstock/cluster/token" -}}
+{{- $_ := set $own "cluster-port" 50053 -}}
+{{- end -}}
 {{- if $v.access.existingSecret -}}
 {{- $_ := set $own "access-file" "/etc/penstock/access/access.yaml" -}}
 {{- end -}}

@@ -47,6 +47,14 @@ imagePullSecrets:
 {{- if eq .Values.ray.mode "external" -}}{{ .Values.ray.address }}{{- else -}}{{ include "penstock.fullname" . }}-head-svc:6379{{- end -}}
 {{- end -}}
 
+{{/* Further gateways: how many beside the first. */}}
+{{- define "penstock.numFurther" -}}{{ sub (int .Values.gateway.replicas) 1 }}{{- end -}}
+
+{{/* What an operator's command in the gateway's pod says besides; its key stands in the environment there. */}}
+{{- define "penstock.operatorFlags" -}}
+{{- if .Values.tls.existingSecret }} --admin-address {{ include "penstock.adminAddress" . }} --tls-ca /etc/penstock/tls/ca.crt{{ end -}}
+{{- end -}}
+
 {{- define "penstock.adminAddress" -}}{{ include "penstock.fullname" . }}-admin:50052{{- end -}}
 
 {{/* The roles that have nodes, with their values over nodeDefaults. */}}

@@ -147,3 +147,53 @@ httpGet: {path: /ready, port: http, scheme: HTTPS}
 grpc: {port: 50051, service: penstock.v1.InferenceService}
 {{- end -}}
 {{- end -}}
+
+{{/* The probes of any gateway; `startup` is how many seconds it may take. */}}
+{{- define "penstock.gatewayProbes" -}}
+{{- $root := index . 0 -}}{{- $startup := int (index . 1) -}}{{- $v := $root.Values -}}
+startupProbe:
+  {{- include "penstock.readyProbe" $root | nindent 2 }}
+  periodSeconds: {{ $v.probes.startup.periodSeconds }}
+  failureThreshold: {{ div $startup $v.probes.startup.periodSeconds }}
+readinessProbe:
+  {{- include "penstock.readyProbe" $root | nindent 2 }}
+  {{- toYaml $v.probes.readiness | nindent 2 }}
+livenessProbe:
+  # The process answers, whatever the queue: its event loop is what makes progress here.
+  httpGet: {path: /health, port: http, scheme: {{ ternary "HTTPS" "HTTP" (not (empty $v.tls.existingSecret)) }}}
+  {{- toYaml $v.probes.liveness | nindent 2 }}
+{{- end -}}
+
+{{/* Where a gateway goes that has no nodes in it. */}}
+{{- define "penstock.gatewayPlacement" -}}
+{{- range $key := list "affinity" "nodeSelector" "tolerations" "priorityClassName" -}}
+{{- with index $.Values.gateway $key }}
+{{ $key }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* What any gateway reads: its configuration, certificates, and the token that gateways join by. */}}
+{{- define "penstock.gatewayMounts" -}}
+- {name: config, mountPath: /etc/penstock/penstock.yaml, subPath: penstock.yaml, readOnly: true}
+{{- if .Values.tls.existingSecret }}
+- {name: tls, mountPath: /etc/penstock/tls, readOnly: true}
+{{- end }}
+{{- if .Values.gateway.clusterTokenSecret }}
+- {name: cluster, mountPath: /etc/penstock/cluster, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "penstock.gatewayVolumes" -}}
+- name: config
+  configMap: {name: {{ include "penstock.fullname" . }}}
+{{- with .Values.tls.existingSecret }}
+- name: tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with .Values.gateway.clusterTokenSecret }}
+- name: cluster
+  secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: token, path: token}]}
+{{- end }}
+{{- end -}}
