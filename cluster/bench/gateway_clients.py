@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -12,14 +13,21 @@ from cluster.gateway.client import GENERATE
 
 TEXT = "the water comes down the penstock and turns the wheel"
 EVENT, DONE = b"data: {", b"data: ["
+USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
+END_BYTES = 1024
+"""So much of a stream's end holds its usage."""
 
 
 @dataclass(slots=True)
 class Came:
-    """One stream: when it was asked for, and when each of its tokens came; seconds of one clock."""
+    """One stream: when it was asked for, and when each of its tokens came; seconds of one clock.
+
+    `end` is what it ended with, over HTTP.
+    """
 
     asked_at: float
     at: list[float] = field(default_factory=list)
+    end: bytes = b""
 
     @property
     def ttft_s(self) -> float:
@@ -30,6 +38,12 @@ class Came:
     def gaps_s(self) -> list[float]:
         """Between tokens; those that came together have none between them."""
         return [after - before for before, after in zip(self.at, self.at[1:], strict=False)]
+
+    @property
+    def num_told(self) -> int | None:
+        """The tokens of its usage, where it ended with one."""
+        found = USAGE.findall(self.end)
+        return int(found[-1]) if found else None
 
 
 class _Reader(asyncio.Protocol):
@@ -51,6 +65,7 @@ class _Reader(asyncio.Protocol):
         seen = self._tail + data
         self.came.at += [time.perf_counter()] * seen.count(EVENT)
         self._tail = seen[1 - len(EVENT) :]
+        self.came.end = (self.came.end + data)[-END_BYTES:]
         self._is_done = self._is_done or DONE in seen
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -63,10 +78,15 @@ class _Reader(asyncio.Protocol):
         return self._is_done
 
 
-def chat_request(num_tokens: int) -> bytes:
+def chat_request(num_tokens: int, **more: object) -> bytes:
     """A chat completion that streams."""
     fields = {"messages": [{"role": "user", "content": TEXT}], "max_tokens": num_tokens, "stream": True}
-    return _post("/v1/chat/completions", json.dumps(fields | {"ignore_eos": True}).encode())
+    return _post("/v1/chat/completions", json.dumps(fields | {"ignore_eos": True} | more).encode())
+
+
+def counted_request(num_tokens: int) -> bytes:
+    """The same, with the usage in an event of its own at the end: for who may put two tokens into one event."""
+    return chat_request(num_tokens, stream_options={"include_usage": True})
 
 
 def bar_request(num_tokens: int) -> bytes:
