@@ -56,8 +56,9 @@ nightly: setup ## chaos over 10,000 seeds; the report goes to build/chaos.json
 	mkdir -p build
 	$(BIN)/python -m cluster.simulated.chaos --seeds 10000 --json build/chaos.json
 
-proto: setup ## write the gRPC stubs from cluster/api/v1/*.proto
+proto: setup ## write the gRPC stubs from cluster/api/v1/*.proto, and the list of what is published
 	$(BIN)/python -m cluster.api.generate
+	$(BIN)/python -m cluster.api.published
 
 lifecycle: setup ## write docs/lifecycle.md from core/lifecycle.py
 	$(BIN)/python -m core.lifecycle > docs/lifecycle.md.new

@@ -42,6 +42,16 @@ def add_access_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of answers whose request names no length",
     )
+    group.add_argument(
+        "--chat-template", default=None, metavar="FILE", help="a Jinja template instead of the model's own"
+    )
+    group.add_argument(
+        "--generation-config",
+        default="auto",
+        metavar="FOLDER",
+        help="whose generation_config.json gives temperature, top_p, top_k, min_p and repetition_penalty to requests "
+        "that name none; auto: the model's own, vllm: nobody's",
+    )
     group.add_argument("--admin-host", default="127.0.0.1", help="address that the operators' port binds")
     group.add_argument(
         "--admin-port",
@@ -59,10 +69,16 @@ def add_server_flags(group: "argparse._ArgumentGroup") -> None:
         action="store_true",
         help="listen beyond loopback although no key is asked for; for a network that lets trusted callers in only",
     )
-    group.add_argument("--tls-cert", default=None, metavar="FILE", help="the servers' certificate chain, PEM")
-    group.add_argument("--tls-key", default=None, metavar="FILE", help="its key, PEM, unencrypted")
     group.add_argument(
-        "--tls-client-ca", default=None, metavar="FILE", help="clients must show a certificate that it signed (mTLS)"
+        "--tls-cert", "--ssl-certfile", default=None, metavar="FILE", help="the servers' certificate chain, PEM"
+    )
+    group.add_argument("--tls-key", "--ssl-keyfile", default=None, metavar="FILE", help="its key, PEM, unencrypted")
+    group.add_argument(
+        "--tls-client-ca",
+        "--ssl-ca-certs",
+        default=None,
+        metavar="FILE",
+        help="clients must show a certificate that it signed (mTLS)",
     )
     group.add_argument(
         "--vllm-grpc",
@@ -84,6 +100,8 @@ def with_access(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceCo
     limits = replace(config.limits, max_streams=args.max_open_requests, default_max_tokens=args.default_max_tokens)
     path = None if args.access_file is None else Path(args.access_file).expanduser()
     config = replace(config, access=access, access_file=path, tls=tls, limits=limits, vllm_grpc=args.vllm_grpc)
+    template = None if args.chat_template is None else Path(args.chat_template).expanduser()
+    config = replace(config, generation_config=args.generation_config, chat_template=template)
     port = args.admin_port
     if port is None:
         port = config.grpc_port + 1 if 0 < config.grpc_port < 65535 else 0

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 KV_WAYS_S = 3.0
 """How long the start waits for nodes to say by what they read each other; usually they need a fifth of it."""
@@ -52,11 +53,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status: 0 well, 1 failed, 2 wrong flags or configuration, 130 interrupted."""
+    """Runs one command; the exit status: 0 well, 1 failed, 2 wrong flags or configuration, 130 interrupted.
+
+    141: whoever read the output went away.
+    """
     try:
         args = read_arguments(_parser(), argv, os.environ).args
         logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads has enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except PenstockError as error:
         print_error(error)
         return EXIT_BAD_CONFIG if error.fault in ("operator", "caller") else EXIT_FAILED
@@ -76,9 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     gateway = commands.add_parser("gateway", help="a further gateway of a cluster that another process serves")
     add_gateway_flags(gateway)
+    add_config_flag(gateway, (parser,), passed_over=(serve,))
     gateway.set_defaults(run=_gateway)
     config = commands.add_parser("config", help="show, check and begin the configuration of `serve`")
-    add_config_command(config, parser, _add_serve_flags)
+    add_config_command(config, parser, _add_serve_flags, gateway)
 
     generate = commands.add_parser("generate", help="send one prompt to a running server, print the answer as it comes")
     _add_generate_flags(generate)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from cluster.config_flags import GATEWAY, SERVE
 from cluster.config_layers import Layered, Sourced, layered
 from cluster.config_schema import schema_of, starting_file
 from cluster.config_table import settings_of
 from cluster.console import OUT
+from cluster.gateway_flags import checked_gateway
 from cluster.serve_config import checked
 
 
@@ -28,10 +30,14 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_validate(args: argparse.Namespace) -> int:
-    """Checks a file alone, by what `penstock serve --config FILE` would say of it."""
-    settings = settings_of(*args.table)
-    found = layered(argparse.Namespace(), settings, {}, Path(args.file).expanduser())
-    checked(found)
+    """Checks a file alone, by what `penstock serve --config FILE`, or `gateway`, would say of it."""
+    path, of_gateway = Path(args.file).expanduser(), args.of == GATEWAY
+    others = settings_of(*args.tables[SERVE]) if of_gateway else ()
+    found = layered(argparse.Namespace(), settings_of(*args.tables[args.of]), {}, path, others)
+    if of_gateway:
+        checked_gateway(found)
+    else:
+        checked(found)
     given = [it.setting.key for it in found.values if it.source != "default"]
     print(f"{args.file}: sound, {len(given)} settings: {', '.join(given)}")
     return 0
@@ -39,15 +45,15 @@ def run_validate(args: argparse.Namespace) -> int:
 
 def run_schema(args: argparse.Namespace) -> int:
     """Prints the JSON Schema of a configuration file."""
-    json.dump(schema_of(settings_of(*args.table)), sys.stdout, indent=2)
+    json.dump(schema_of(settings_of(*args.tables[args.of])), sys.stdout, indent=2)
     print()
     return 0
 
 
 def run_init(args: argparse.Namespace) -> int:
     """Prints a file to start from."""
-    print("# penstock serve --config FILE. Flags win over the environment, it over this file.\n")
-    for line in starting_file(settings_of(*args.table)):
+    print(f"# penstock {args.of} --config FILE. Flags win over the environment, it over this file.\n")
+    for line in starting_file(settings_of(*args.tables[args.of])):
         print(line)
     return 0
 

@@ -5,11 +5,18 @@ from collections.abc import Callable
 
 from cluster.config_table import add_config_flag
 
+SERVE, GATEWAY = "serve", "gateway"
+
 AddFlags = Callable[[argparse.ArgumentParser], None]
 
 
-def add_config_command(parser: argparse.ArgumentParser, above: argparse.ArgumentParser, add_flags: AddFlags) -> None:
-    """`config show`, `validate`, `schema` and `init`; `add_flags` adds those of `penstock serve`."""
+def add_config_command(
+    parser: argparse.ArgumentParser,
+    above: argparse.ArgumentParser,
+    add_flags: AddFlags,
+    gateway: argparse.ArgumentParser,
+) -> None:
+    """`config show`, `validate`, `schema` and `init`; `add_flags` adds the flags of `serve`, `gateway` has its own."""
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     show = commands.add_parser("show", help="what `serve` with the same flags would take, and where each value is from")
     add_flags(show)
@@ -18,14 +25,14 @@ def add_config_command(parser: argparse.ArgumentParser, above: argparse.Argument
     show.add_argument("--json", action="store_true", help="all of them, as JSON")
     show.set_defaults(run=_show)
 
-    table = show.get_default("config_parsers")
+    tables = {SERVE: show.get_default("config_parsers"), GATEWAY: gateway.get_default("config_parsers")}
     validate = commands.add_parser("validate", help="check a file alone, and name everything that is wrong with it")
     validate.add_argument("file", metavar="FILE")
-    validate.set_defaults(run=_validate, table=table)
     schema = commands.add_parser("schema", help="the JSON Schema of a configuration file")
-    schema.set_defaults(run=_schema, table=table)
     start = commands.add_parser("init", help="print a file with every setting, its default and what it is for")
-    start.set_defaults(run=_init, table=table)
+    for each, run in ((validate, _validate), (schema, _schema), (start, _init)):
+        each.add_argument("--of", choices=tuple(tables), default=SERVE, help="which command reads the file")
+        each.set_defaults(run=run, tables=tables)
 
 
 def _show(args: argparse.Namespace) -> int:

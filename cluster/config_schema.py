@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias
 
+from cluster.config_bounds import BOUNDS, NO_BOUND
 from cluster.config_table import Kind, Setting, Value
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -15,7 +16,7 @@ TEXT_WIDTH = 100
 
 
 def schema_of(settings: Iterable[Setting]) -> dict[str, Json]:
-    """What a configuration file may have: nothing else, each of its type. Bounds are checked where they are used."""
+    """What a configuration file may have: nothing else, each of its type and within its own bounds."""
     properties: dict[str, Json] = {setting.key: _property(setting) for setting in settings}
     return {
         "$schema": DRAFT,
@@ -42,7 +43,7 @@ def _commented(setting: Setting) -> Iterator[str]:
 
 
 def _property(setting: Setting) -> dict[str, Json]:
-    one = _type(setting)
+    one = _type(setting) | _bounds(setting)
     schema: dict[str, Json] = {"type": ["array", "null"], "items": one} if setting.is_list else _or_null(one)
     if setting.about:
         schema["description"] = setting.about
@@ -67,6 +68,13 @@ def _type(setting: Setting) -> dict[str, Json]:
     if setting.kind is Kind.TEXT and setting.parse is not None:
         return {"type": ["string", "number"]}
     return {"type": setting.kind.value}
+
+
+def _bounds(setting: Setting) -> dict[str, Json]:
+    """They say nothing of whole numbers with a suffix, which are text to a schema."""
+    bound = BOUNDS.get(setting.key, NO_BOUND)
+    told = {"minimum": bound.least, "maximum": bound.most, "exclusiveMinimum": bound.above}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _or_null(one: dict[str, Json]) -> dict[str, Json]:

@@ -183,10 +183,15 @@ def _kind(of: object) -> tuple[Kind, Callable[[str], object] | None]:
     return Kind.TEXT, of
 
 
-def add_config_flag(parser: argparse.ArgumentParser, above: Sequence[argparse.ArgumentParser]) -> None:
+def add_config_flag(
+    parser: argparse.ArgumentParser,
+    above: Sequence[argparse.ArgumentParser],
+    passed_over: Sequence[argparse.ArgumentParser] = (),
+) -> None:
     """Lets a command read a file and the environment; to be called after all its flags were added.
 
-    Whole numbers may have a suffix from then on, and each flag's help names its variable.
+    Whole numbers may have a suffix from then on, and each flag's help names its variable. Settings of `passed_over`
+    may stand there, too, for another command of the same file: they are not looked at.
     """
     parser.add_argument(
         "--config",
@@ -200,4 +205,4 @@ def add_config_flag(parser: argparse.ArgumentParser, above: Sequence[argparse.Ar
             action.type = whole_number
         if action.help is not argparse.SUPPRESS:
             action.help = f"{action.help or ''} [{setting.variable}]".strip()
-    parser.set_defaults(config_parsers=(*above, parser))
+    parser.set_defaults(config_parsers=(*above, parser), config_passed_over=tuple(passed_over))

@@ -33,10 +33,11 @@ def controller_config(args: argparse.Namespace) -> ControllerConfig | None:
     mode = args.controller
     if mode is None:
         mode = "on" if args.prefill is args.decode is args.aggregated is None else "off"
+    problems = [*_number_problems(args), *(() if mode == "off" else _floor_problems(args))]
+    if problems:
+        raise ConfigError(problems)
     if mode == "off":
         return None
-    if problems := _problems(args):
-        raise ConfigError(problems)
     return ControllerConfig(
         advises=mode == "advise",
         slo=SLO(args.ttft_slo, args.tpot_slo),
@@ -46,16 +47,23 @@ def controller_config(args: argparse.Namespace) -> ControllerConfig | None:
     )
 
 
-def _problems(args: argparse.Namespace) -> list[str]:
+def _floors(args: argparse.Namespace) -> tuple[tuple[str, int], ...]:
+    return ("min-prefill-nodes", args.min_prefill_nodes), ("min-decode-nodes", args.min_decode_nodes)
+
+
+def _number_problems(args: argparse.Namespace) -> list[str]:
     found = [
         f"--{flag} must be above 0, not {value:g}"
         for flag, value in (("ttft-slo", args.ttft_slo), ("tpot-slo", args.tpot_slo))
         if not 0 < value < float("inf")
     ]
-    floors = (("min-prefill-nodes", args.min_prefill_nodes), ("min-decode-nodes", args.min_decode_nodes))
-    found += [f"--{flag} must be at least 1, not {value}" for flag, value in floors if value < 1]
+    return found + [f"--{flag} must be at least 1, not {value}" for flag, value in _floors(args) if value < 1]
+
+
+def _floor_problems(args: argparse.Namespace) -> list[str]:
     num_nodes = sum(getattr(args, name) or 0 for name in ("prefill", "decode", "aggregated")) or 2
-    found += [
-        f"--{flag} must be at most the {num_nodes} nodes, not {value}" for flag, value in floors if value > num_nodes
+    return [
+        f"--{flag} must be at most the {num_nodes} nodes, not {value}"
+        for flag, value in _floors(args)
+        if value > num_nodes
     ]
-    return found

@@ -42,6 +42,7 @@ class Front:
 
     async def start(self) -> int:
         """Listen everywhere; the gRPC port. Raises ConfigError, and then `stop` must follow."""
+        await self._gateway.chats.start()
         port = await self.server.start()
         if self.http is not None:
             await self.http.start()
@@ -54,7 +55,7 @@ class Front:
         """Takes no new request, lets open ones go on for `grace_s`, breaks off the rest. Twice is fine."""
         http = () if self.http is None else (self.http.stop(grace_s),)
         await asyncio.gather(self.server.stop(grace_s), *http)
-        self._gateway.formats.close()
+        self._gateway.close()
 
     async def stop(self) -> None:
         """After `drain`: nobody looks on any more. Twice is fine."""
@@ -76,6 +77,7 @@ class Front:
         """Routers of other rooms are handed in here; nobody who goes without HTTP pays for its import."""
         if config.http is None:
             return None
+        from cluster.gateway.cluster_routes import cluster_routes
         from cluster.gateway.dashboard.routes import OPEN_PATHS, dashboard_routes
         from cluster.gateway.openai.door import Door
         from cluster.gateway.openai.server import HttpServer
@@ -86,8 +88,11 @@ class Front:
         routers = (
             metrics_routes(Exposition(self._observation), self._gateway.access),
             dashboard_routes(self._observation),
+            cluster_routes(self._observation),
         )
-        return HttpServer(door, config.grpc.tls, routers, OPEN_PATHS)
+        http = HttpServer(door, config.grpc.tls, routers, OPEN_PATHS)
+        self._observation.batches = http.batches
+        return http
 
     def _metrics_port(self, config: ObservationConfig) -> "MetricsPort | None":
         if config.metrics_port is None:

@@ -8,7 +8,7 @@ import sys
 from typing import Any, TypeVar
 
 from cluster.console import OUT
-from cluster.gateway_flags import gateway_config
+from cluster.gateway_flags import checked_gateway
 from cluster.gateway_service import GatewayService, ask_facts
 from core.timers import Timers
 
@@ -39,7 +39,7 @@ async def run_gateway(args: argparse.Namespace) -> int:
 
 
 async def _start(args: argparse.Namespace) -> GatewayService:
-    config = gateway_config(args)
+    config = checked_gateway(args.layers)
     service = GatewayService(config, await ask_facts(config))
     await service.start()
     return service

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.access_flags import add_server_flags, check_contract, server_tls
+from cluster.config_layers import Layered, read_whole
 from cluster.flags import add_address_flags
 from cluster.http_flags import add_http_flags, with_http
 from cluster.live.handshake import ClusterToken
@@ -28,13 +29,13 @@ def add_gateway_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("cluster")
     group.add_argument(
         "--join",
-        required=True,
+        default=None,
         metavar="HOST:PORT",
         help="the cluster address that `penstock serve --cluster-token-file` prints",
     )
     group.add_argument(
         "--cluster-token-file",
-        required=True,
+        default=None,
         metavar="FILE",
         help="the token that the head keeps there, mode 0600; '-' reads standard input",
     )
@@ -49,6 +50,11 @@ def add_gateway_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--admin-host", default="127.0.0.1", help="address that --metrics-port binds")
 
 
+def checked_gateway(found: Layered) -> "GatewayConfig":
+    """The gateway that all layers ask for together. Raises ConfigError with every problem, each with its place."""
+    return read_whole(found, gateway_config)
+
+
 def gateway_config(args: argparse.Namespace) -> "GatewayConfig":
     """The gateway that the flags ask for. Raises ConfigError with every problem that they alone show."""
     from cluster.gateway_service import GatewayConfig
@@ -56,9 +62,10 @@ def gateway_config(args: argparse.Namespace) -> "GatewayConfig":
     problems = _problems(args)
     tls = collected(problems, lambda: server_tls(args))
     collected(problems, lambda: check_contract(args))
-    token = collected(problems, lambda: token_from(args.cluster_token_file))
+    path = args.cluster_token_file
+    token = None if path is None else collected(problems, lambda: token_from(path))
     config = GatewayConfig(
-        head=args.join,
+        head=args.join or "",
         token=token or ClusterToken(b""),
         model=None if args.model is None else Path(args.model).expanduser().resolve(),
         grpc_host=args.host,
@@ -76,8 +83,10 @@ def gateway_config(args: argparse.Namespace) -> "GatewayConfig":
 
 
 def _problems(args: argparse.Namespace) -> list[str]:
-    found, place = [], PLACE.fullmatch(args.join)
-    if place is None or not 0 < int(place["port"]) <= 65535:
+    needed = (("--join", args.join), ("--cluster-token-file", args.cluster_token_file))
+    found = [f"{flag} is missing" for flag, value in needed if value is None]
+    place = None if args.join is None else PLACE.fullmatch(args.join)
+    if args.join is not None and (place is None or not 0 < int(place["port"]) <= 65535):
         found.append(f"--join must be HOST:PORT of a head, not {args.join[:64]!r}")
     if not 0 <= args.join_timeout < math.inf:
         found.append(f"--join-timeout must be a number of seconds from 0 on, not {args.join_timeout:g}")

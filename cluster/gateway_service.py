@@ -78,7 +78,7 @@ class GatewayService:
         _check_hosts(config, facts.access)
         served = facts.model.served
         self.cluster = JoinedCluster(config.head, config.token, facts)
-        tokenizer = Tokenizer.from_folder(node.model, served.vocab_size)
+        tokenizer = Tokenizer.from_folder(node.model, served.vocab_size, facts.model.chat_template)
         self.gateway = Gateway(served, tokenizer, Streams(GatewayId(""), facts.timers), facts.limits, self.cluster.tell)
         self.gateway.cut_off = "this gateway has not joined its cluster yet"
         self.gateway.access = Access(facts.access)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from cluster.access_flags import with_access
-from cluster.config_layers import Layered
+from cluster.config_layers import Layered, read_whole
 from cluster.controller_flags import controller_config
 from cluster.flags import service_config
 from cluster.gateway_flags import with_gateways
@@ -38,14 +38,7 @@ def serve_config(args: argparse.Namespace) -> ServiceConfig:
 
 def checked(found: Layered) -> ServiceConfig:
     """The service that all layers ask for together. Raises ConfigError with every problem, each with its place."""
-    problems, config = list(found.problems), None
-    try:
-        config = serve_config(found.args)
-    except ConfigError as error:
-        problems += [found.told(problem) for problem in error.problems]
-    if problems or config is None:
-        raise ConfigError(problems)
-    return config
+    return read_whole(found, serve_config)
 
 
 def _stand_in(args: argparse.Namespace) -> ServiceConfig:

@@ -11,18 +11,12 @@ from rich.table import Table
 from cluster.api.v1 import inference_pb2 as pb
 from cluster.client_flags import credentials
 from cluster.console import OUT
+from cluster.gateway.chrome_trace import STAGES, Trace, TracedRequest, trace_of
 from cluster.gateway.client import Client
+from cluster.gateway.ledger import bare_id
 from core.errors import ConfigError, RequestError
 
 TIMEOUT_S = 10.0
-US_PER_S = 1e6
-STAGES = ("admit", "queue_prefill", "prefill", "reserve", "handoff", "queue_decode", "decode", "unaccounted")
-"""In the order in which a request passes them; the last is what nobody measured."""
-
-PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
-"""What stands before a request's id in an answer over HTTP; a further choice's id is not told."""
-
-TraceEvent = dict[str, object]
 
 
 def run_trace_show(args: argparse.Namespace) -> int:
@@ -45,7 +39,7 @@ def chosen(ledgers: Sequence[pb.RequestLedger], request: str | None, last: int) 
     """The one that is named, or the last ones, oldest first. Raises RequestError."""
     if request is None:
         return list(ledgers[-last:])
-    name = next((request.removeprefix(it) for it in PREFIXES if request.startswith(it)), request)
+    name = bare_id(request)
     found = [ledger for ledger in ledgers if ledger.id == name]
     if not found:
         known = f"of the last {len(ledgers)} requests none has the id {request!r}"
@@ -53,22 +47,19 @@ def chosen(ledgers: Sequence[pb.RequestLedger], request: str | None, last: int) 
     return found
 
 
-def perfetto(ledgers: Sequence[pb.RequestLedger]) -> dict[str, object]:
-    """Chrome's trace format. Each request is a line that begins at 0: a server does not tell when it came."""
-    events: list[TraceEvent] = []
-    for line, ledger in enumerate(ledgers, 1):
-        place: TraceEvent = {"pid": 1, "tid": line}
-        name = f"{ledger.id[:12]} {ledger.outcome}"
-        events.append(place | {"ph": "M", "name": "thread_name", "args": {"name": name}})
-        start_s = 0.0
-        for stage in STAGES:
-            seconds = stage_s(ledger, stage)
-            if seconds <= 0:
-                continue
-            span = {"ph": "X", "name": stage, "ts": start_s * US_PER_S, "dur": seconds * US_PER_S}
-            events.append(place | span | {"args": _args(ledger)})
-            start_s += seconds
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+def perfetto(ledgers: Sequence[pb.RequestLedger]) -> Trace:
+    """Chrome's trace format. Each request is a line that begins at 0: a server does not tell here when it came."""
+    return trace_of(map(_traced, ledgers))
+
+
+def _traced(ledger: pb.RequestLedger) -> TracedRequest:
+    return TracedRequest(
+        name=f"{ledger.id[:12]} {ledger.outcome}",
+        stages_s={stage: stage_s(ledger, stage) for stage in STAGES},
+        first_token_s=ledger.ttft_s if ledger.HasField("ttft_s") else None,
+        num_attempts=ledger.timing.num_attempts,
+        facts=_args(ledger),
+    )
 
 
 def stage_s(ledger: pb.RequestLedger, stage: str) -> float:

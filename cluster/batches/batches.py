@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from cluster.batches.batch_run import BatchRun, Desk
 from cluster.batches.config import BatchConfig
 from cluster.batches.file_store import BATCH, FileStore, new_file_name
 from cluster.batches.input_lines import ENDPOINTS, InputLine
-from cluster.batches.records import BatchRecord, StoredFile, read_batch_record, write_whole
+from cluster.batches.records import BatchRecord, BatchStatus, StoredFile, read_batch_record, write_whole
 from cluster.batches.result_log import LineAnswer
 from cluster.gateway.errors_wire import FieldError, echoed
 from core.errors import QuotaExceeded
@@ -38,6 +39,21 @@ class Wanted:
     metadata: dict[str, str] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BatchCounts:
+    """All batches that are kept: how many have which status, and their requests.
+
+    `num_waiting` are of batches that are being worked on, neither asked nor answered yet; `num_failed` have their
+    refusal, or why they were not asked.
+    """
+
+    statuses: tuple[tuple[BatchStatus, int], ...]
+    num_waiting: int
+    num_at_work: int
+    num_answered: int
+    num_failed: int
+
+
 class Batches:
     """Every batch of one server. Owns: the records in the folder `batches`, the files, and the runs.
 
@@ -55,6 +71,22 @@ class Batches:
         self._records: dict[str, BatchRecord] = {}
         self._runs: dict[str, BatchRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._num_at_work = 0
+
+    @property
+    def counts(self) -> BatchCounts:
+        """As they are now."""
+        records = [self._now(record) for record in self._records.values()]
+        answered, failed = sum(it.num_answered for it in records), sum(it.num_failed for it in records)
+        open_lines = sum(it.num_lines - it.num_answered - it.num_failed for it in records if not it.is_over)
+        statuses = Counter(it.status for it in records)
+        return BatchCounts(
+            tuple((status, statuses[status]) for status in BatchStatus),
+            max(0, open_lines - self._num_at_work),
+            self._num_at_work,
+            answered,
+            failed,
+        )
 
     def open(self) -> None:
         """Read what is kept. Raises ConfigError where the folder cannot be had."""
@@ -165,7 +197,7 @@ class Batches:
         """A batch to its end; where the disk fails, again after a while."""
         owner = self._records[name].owner
         while not self._records[name].is_over:
-            run = BatchRun(self._records[name], self._desk, lambda line: self._ask(owner, line))
+            run = BatchRun(self._records[name], self._desk, lambda line: self._at_work(owner, line))
             self._runs[name] = run
             try:
                 await run.run()
@@ -174,6 +206,13 @@ class Batches:
                 await asyncio.sleep(AGAIN_S)
             finally:
                 del self._runs[name]
+
+    async def _at_work(self, owner: str, line: InputLine) -> LineAnswer:
+        self._num_at_work += 1
+        try:
+            return await self._ask(owner, line)
+        finally:
+            self._num_at_work -= 1
 
 
 def _first(error: BaseException) -> BaseException:

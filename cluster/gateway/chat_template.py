@@ -15,6 +15,8 @@ from core.errors import ConfigError, InvalidRequest
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
+NO_TEMPLATE = "messages: this model has no chat template"
+
 JsonObject = Mapping[str, object]
 """What templates are written for: messages and tools as JSON has them."""
 
@@ -26,6 +28,11 @@ class Conversation:
     messages: tuple[JsonObject, ...]
     tools: tuple[JsonObject, ...] = ()
     is_open: bool = True
+
+
+def user_says(text: str) -> Conversation:
+    """One user message."""
+    return Conversation(({"role": "user", "content": text},))
 
 
 class _Generation(Extension):
@@ -41,7 +48,7 @@ class _Generation(Extension):
 class ChatTemplate:
     """A model's own Jinja template, without access to anything but its arguments and today's date.
 
-    `source` is its text; `takes_tools`: whether it reads them at all.
+    `source` is its text, `special_tokens` its arguments beside a conversation; `takes_tools`: whether it reads them.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -53,16 +60,16 @@ class ChatTemplate:
         self.source = source
         self.takes_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
         self._template = environment.from_string(source)
-        self._special_tokens = dict(special_tokens)
+        self.special_tokens = dict(special_tokens)
 
     def render(self, conversation: Conversation) -> str:
-        """The text of the prompt. Raises InvalidRequest where the template refuses it."""
+        """The text of the prompt, without any bound on what it takes. Raises InvalidRequest where it is refused."""
         try:
             return self._template.render(
                 messages=conversation.messages,
                 tools=conversation.tools or None,
                 add_generation_prompt=conversation.is_open,
-                **self._special_tokens,
+                **self.special_tokens,
             )
         except TemplateError as error:
             raise InvalidRequest(f"messages: the model's chat template refuses them: {str(error)[:64]}") from error
@@ -71,10 +78,20 @@ class ChatTemplate:
             raise InvalidRequest(f"messages: the model's chat template cannot take them ({why})") from error
 
 
-def read_chat_template(folder: Path) -> ChatTemplate | None:
+def chosen_template(path: Path) -> str:
+    """The text of a template that somebody chose instead of the model's own. Raises ConfigError."""
+    try:
+        source = path.read_text(encoding="utf-8")
+        ChatTemplate(source, {})
+    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        raise ConfigError([f"--chat-template {path} cannot be read: {error}"]) from error
+    return source
+
+
+def read_chat_template(folder: Path, chosen: str | None = None) -> ChatTemplate | None:
     """The template of a model folder, a file of its own before that of `tokenizer_config.json`; None without one.
 
-    Raises ConfigError where it cannot be read.
+    `chosen` stands instead of both. Raises ConfigError where it cannot be read.
     """
     path = folder / "tokenizer_config.json"
     own = folder / "chat_template.jinja"
@@ -82,7 +99,9 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         specials = {name: _content(config.get(name)) for name in SPECIAL_TOKENS}
         source = _default(config.get("chat_template"))
-        if own.is_file():
+        if chosen is not None:
+            source = chosen
+        elif own.is_file():
             path = own
             source = own.read_text(encoding="utf-8")
         return ChatTemplate(source, specials) if source is not None else None

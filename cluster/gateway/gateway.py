@@ -4,16 +4,20 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from cluster.api.v1.inference_pb2 import GenerateRequest
 from cluster.gateway.access import Access, Caller, Permit
+from cluster.gateway.chat_prompts import ChatPrompts
+from cluster.gateway.chat_template import user_says
 from cluster.gateway.choices import ClientCall
 from cluster.gateway.client_stream import ClientStream
 from cluster.gateway.formats import Formats
 from cluster.gateway.ledger import CallFacts, RequestLedger
 from cluster.gateway.limits import Limits, ServedModel
+from cluster.gateway.sampling_defaults import fill
 from cluster.gateway.stops import AnswerText
 from cluster.gateway.streams import Delivered, Ended, StreamOutput, Streams
 from cluster.gateway.tokenizer import Tokenizer
@@ -30,6 +34,9 @@ from core.request import AnswerFormat, Prompt, Request, pack_tokens
 LONG_TEXT_CHARS = 4096
 """From here on a text is made into tokens on a thread: below, the hop costs more than the work."""
 
+MANY_TOKENS = 4096
+"""From here on tokens are made into text on a thread."""
+
 MAX_TOKENIZING_THREADS = 2
 NUM_LEDGERS = 256
 RETRY_AFTER_S = 1.0
@@ -41,9 +48,10 @@ ABORTED = ErrorInfo("client_closed", "its caller aborted it")
 class Gateway:
     """Takes requests, holds their clients, and carries out what `Streams` decides. Lives on one asyncio loop.
 
-    Owns: the open calls and the last ledgers. Whoever runs it passes on what is addressed to the gateway (`handle`,
-    also a `Tick` every `timers.tick_s`), with `now` of `time.monotonic`, and gives `tell`, which carries messages away.
-    `on_ended` is told of every ended request, `on_turned_away` of what was not taken, and whether it named targets.
+    Owns: the open calls, the last ledgers, and the processes beside it, which `close` ends. Whoever runs it passes on
+    what is addressed to the gateway (`handle`, also a `Tick` every `timers.tick_s`), with `now` of `time.monotonic`,
+    and gives `tell`, which carries messages away. `on_ended` is told of every ended request, `on_turned_away` of what
+    was not taken, and whether it named targets.
     `cut_off`: why no cluster can be reached, empty where one can.
     """
 
@@ -61,6 +69,7 @@ class Gateway:
         self.streams = streams
         self.access = Access()
         self.formats = Formats()
+        self.chats = ChatPrompts(tokenizer.chat_template)
         self.is_draining = False
         self.cut_off = ""
         self.on_ended: Callable[[RequestLedger], object] = lambda ledger: None
@@ -81,29 +90,37 @@ class Gateway:
         return tuple(ledger.record for ledger in self._ledgers)
 
     async def submit(
-        self, message: GenerateRequest, time_left_s: float | None = None, caller: Caller | None = None
+        self,
+        message: GenerateRequest,
+        time_left_s: float | None = None,
+        caller: Caller | None = None,
+        received_at: float | None = None,
     ) -> ClientCall:
         """Check a request, name it, and tell the scheduler; `leave` must follow. `time_left_s` is the call's deadline.
 
-        Each of its choices is a request of its own inside. `caller` None: who needs no key. Raises RequestError,
-        AccessDenied, Refused or DeadlineExceeded; then no machine was told.
+        Each of its choices is a request of its own inside. `caller` None: who needs no key. `received_at`: when it was
+        whole, where that was before now: its times count from there. Raises RequestError, AccessDenied, Refused or
+        DeadlineExceeded; then no machine was told.
         """
         try:
-            return await self._submit(message, time_left_s, caller)
+            now = time.monotonic()
+            return await self._submit(message, time_left_s, caller, now if received_at is None else received_at)
         except PenstockError as error:
             self.on_turned_away(error, message.HasField("slo"))
             raise
 
-    async def _submit(self, message: GenerateRequest, time_left_s: float | None, caller: Caller | None) -> ClientCall:
-        received_at = time.monotonic()
+    async def _submit(
+        self, message: GenerateRequest, time_left_s: float | None, caller: Caller | None, received_at: float
+    ) -> ClientCall:
         self._check_room(1)
         caller = caller or self.access.caller(None, time.time())
         caller.check_model(self.model.name)
         envelope = self.access.admit(read_envelope(message, self.model, self.limits), caller)
         check_prompt(message, self.model)
+        fill(message.sampling, self.model.defaults)
         if time_left_s is not None:
             envelope = replace(envelope, deadline_s=min(envelope.deadline_s, time_left_s))
-        permit = caller.enter(envelope.num_choices, received_at)
+        permit = caller.enter(envelope.num_choices, time.monotonic())
         try:
             request = self._request(message, await self._token_ids(message), envelope)
             tokens_of_choice = request.prompt.num_tokens + request.sampling.max_tokens
@@ -114,6 +131,18 @@ class Gateway:
         except BaseException:
             permit.close()
             raise
+
+    @contextmanager
+    def counted(self, caller: Caller) -> Iterator[None]:
+        """Something else than an answer, for as long as it takes: a request of its caller's quota, without tokens.
+
+        Raises QuotaExceeded.
+        """
+        permit = caller.enter(1, time.monotonic())
+        try:
+            yield
+        finally:
+            permit.close()
 
     def handle(self, event: GatewayEvent, now: float) -> None:
         """Take in what is addressed to the gateway."""
@@ -164,6 +193,11 @@ class Gateway:
         """Take no new request; open ones go on."""
         self.is_draining = True
 
+    def close(self) -> None:
+        """End the processes beside it; requests that need one are refused from now on. Twice is fine."""
+        self.formats.close()
+        self.chats.close()
+
     def _check_room(self, num_choices: int) -> None:
         if self.is_draining:
             raise Unavailable("the server is about to stop and takes no new request", code="draining")
@@ -174,25 +208,35 @@ class Gateway:
             message = f"{num_open} of this gateway's {limit} streams are in use, {num_choices} more are needed"
             raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
 
+    async def _token_ids(self, message: GenerateRequest) -> list[int]:
+        if message.WhichOneof("prompt") == "token_ids":
+            return list(message.token_ids.ids)
+        return await self.token_ids(message.text, message.chat)
+
+    async def token_ids(self, text: str, is_chat: bool) -> list[int]:
+        """Token ids of a prompt; of a chat, with the text as one user message. Raises RequestError, Unavailable."""
+        if not is_chat:
+            return await self.encode(text)
+        check_text(text, self.tokenizer.max_token_chars, self.model)
+        return await self.encode(await self.chats.render(user_says(text)), is_bare=True)
+
     async def encode(self, text: str, is_bare: bool = False) -> list[int]:
         """Token ids of a text, a long one's on a thread. `is_bare`: its special tokens are written out already.
 
         Raises FieldError where it cannot fit the context however it is cut.
         """
-        return await self._encode(text, self.tokenizer.encode_bare if is_bare else self.tokenizer.encode)
-
-    async def _token_ids(self, message: GenerateRequest) -> list[int]:
-        if message.WhichOneof("prompt") == "token_ids":
-            return list(message.token_ids.ids)
-        encode = self.tokenizer.encode_chat if message.chat else self.tokenizer.encode
-        return await self._encode(message.text, encode)
-
-    async def _encode(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        encode = self.tokenizer.encode_bare if is_bare else self.tokenizer.encode
         check_text(text, self.tokenizer.max_token_chars, self.model)
         if len(text) < LONG_TEXT_CHARS:
             return encode(text)
         async with self._tokenizing:
             return await asyncio.to_thread(encode, text)
+
+    async def decode(self, token_ids: list[int]) -> str:
+        """The text of tokens, of many on a thread."""
+        if len(token_ids) < MANY_TOKENS:
+            return self.tokenizer.decode(token_ids)
+        return await asyncio.to_thread(self.tokenizer.decode, token_ids)
 
     def _request(self, message: GenerateRequest, token_ids: list[int], envelope: Envelope) -> Request:
         sampling = read_sampling_for(message, len(token_ids), self.model, self.limits)

@@ -58,6 +58,7 @@ class GrpcServer:
         handlers = [InferenceService(self._gateway, self._state).handlers(), *(each.handler for each in self._also)]
         server.add_generic_rpc_handlers((*handlers, UnknownMethods()))
         port = await listen(server, self._at)
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)  # the process lives, whatever its nodes do
         await self._set_health()
         await server.start()
         self._server, self.address = server, f"{self._at.shown_host}:{port}"
@@ -84,5 +85,5 @@ class GrpcServer:
         serving = self._state().can_serve and not self._gateway.is_draining
         response = health_pb2.HealthCheckResponse
         status = response.SERVING if serving else response.NOT_SERVING
-        for service in ("", SERVICE_NAME, *(each.name for each in self._also)):
+        for service in (SERVICE_NAME, *(each.name for each in self._also)):
             await self._health.set(service, status)

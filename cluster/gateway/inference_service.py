@@ -25,9 +25,6 @@ from cluster.gateway.wire_parse import parse_message
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 MAX_ABORTS = 100
 NOTES_KEY = "penstock-notes"
-MANY_TOKENS = 4096
-"""From here on tokens are made into text on a thread."""
-
 MANY_SCORES = 1000
 """From here on a prompt's logprobs are made into a message on a thread: the most that are told take 0.15 s."""
 
@@ -92,8 +89,8 @@ class InferenceService:
         if not message.text:
             raise FieldError("text", "a text must not be empty", "empty_prompt")
         tokenizer = self._gateway.tokenizer
-        text = tokenizer.render_message(message.text) if message.chat else message.text
-        token_ids = await self._gateway.encode(text, is_bare=message.chat)
+        with self._gateway.counted(caller):
+            token_ids = await self._gateway.token_ids(message.text, message.chat)
         return pb.TokenizeResponse(
             token_ids=token_ids,
             max_model_len=self._gateway.model.max_model_len,
@@ -107,8 +104,8 @@ class InferenceService:
             problem = f"{num_ids} tokens exceed the context of {model.max_model_len}"
             raise FieldError("token_ids", problem, "context_length_exceeded")
         check_token_ids(tuple(message.token_ids), model.vocab_size, "token_ids")
-        decode, token_ids = self._gateway.tokenizer.decode, list(message.token_ids)
-        text = decode(token_ids) if num_ids < MANY_TOKENS else await asyncio.to_thread(decode, token_ids)
+        with self._gateway.counted(caller):
+            text = await self._gateway.decode(list(message.token_ids))
         return pb.DetokenizeResponse(text=text)
 
     async def _list_models(self, message: pb.ListModelsRequest, caller: Caller) -> pb.ListModelsResponse:

@@ -16,6 +16,15 @@ GAP_BOUNDS_S = (
 """Classes of times between tokens: a gap belongs to the first bound that it does not exceed, else to one class more."""
 
 
+PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
+"""What stands before a request's id in an answer over HTTP; a further choice's id is not told."""
+
+
+def bare_id(name: str) -> str:
+    """The id of a request, from that of an answer."""
+    return next((name.removeprefix(it) for it in PREFIXES if name.startswith(it)), name)
+
+
 @dataclass(frozen=True, slots=True)
 class CallFacts:
     """What a call's ledgers say of it beside the request: its class, the client's own id, and a trace that it is part

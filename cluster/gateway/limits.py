@@ -1,18 +1,41 @@
 """What the gateway serves and what it takes, as two frozen values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What a model wants where a request says nothing; None: the interface's own default stands."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def said(self) -> list[tuple[str, float | int]]:
+        """Those that the model names."""
+        values = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, value) for name, value in values if value is not None]
+
+
+NO_DEFAULTS = SamplingDefaults()
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What the door must know of the model. `max_model_len` counts prompt and answer together, in tokens."""
+    """What the door must know of the model. `max_model_len` counts prompt and answer together, in tokens.
+
+    `defaults` are its own of sampling, for requests that say nothing.
+    """
 
     name: str
     vocab_size: int
     max_model_len: int
     block_size: int
+    defaults: SamplingDefaults = NO_DEFAULTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Source: smg-grpc-proto 0.4.28, vllm_engine.proto.
 
 import hashlib
 import io
+import json
 import time
 import zipfile
 from collections.abc import Awaitable, Callable
@@ -146,7 +147,7 @@ class SmgService:
             model_type=self._model.family,
             eos_token_ids=self._model.eos_token_ids,
             max_req_input_len=model.max_model_len - 1,
-            default_sampling_params_json="{}",
+            default_sampling_params_json=json.dumps(dict(model.defaults.said())),
         )
 
     async def _get_server_info(self, message: smg.GetServerInfoRequest, caller: Caller) -> smg.GetServerInfoResponse:

@@ -24,6 +24,9 @@ _AS_THEY_ARE = (
     "n",
 )
 _WITH_PRESENCE = ("temperature", "max_tokens", "logprobs", "prompt_logprobs", "seed")
+_NEUTRAL = (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0))
+"""Said by name: there it is the caller who knows the model's own defaults, and sends them."""
+
 _REFUSED_SAMPLING = {
     "structural_tag": "unsupported_parameter",
     "truncate_prompt_tokens": "unsupported_parameter",
@@ -68,6 +71,9 @@ def _sampling(params: smg.SamplingParams) -> pb.SamplingParams:
     for name in (*_WITH_PRESENCE, "json_schema", "regex", "grammar"):
         if params.HasField(name):
             setattr(ours, name, getattr(params, name))
+    for name, neutral in _NEUTRAL:
+        if not ours.HasField(name):
+            setattr(ours, name, neutral)
     ours.choice.extend(params.choice.choices)
     if params.json_object:
         ours.json_schema = JSON_OBJECT

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as HFTokenizer
 
-from cluster.gateway.chat_template import ChatTemplate, Conversation, read_chat_template
+from cluster.gateway.chat_template import NO_TEMPLATE, ChatTemplate, read_chat_template, user_says
 from cluster.gateway.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from core.errors import ConfigError, InvalidRequest
 
@@ -26,10 +26,11 @@ class Tokenizer:
         self.max_token_chars = max(map(len, tokenizer.get_vocab()), default=1)
 
     @classmethod
-    def from_folder(cls, folder: Path, vocab_size: int | None = None) -> "Tokenizer":
-        """Read `tokenizer.json` and, if there, the template of `tokenizer_config.json`. Raises ConfigError.
+    def from_folder(cls, folder: Path, vocab_size: int | None = None, chat_template: str | None = None) -> "Tokenizer":
+        """Read `tokenizer.json` and the folder's chat template where it has one. Raises ConfigError.
 
         `vocab_size`: how many tokens the model knows; a tokenizer with ids beyond them belongs to another model.
+        `chat_template`: the text of one that stands instead of the folder's.
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -40,7 +41,7 @@ class Tokenizer:
             raise ConfigError([f"{path} cannot be read: {error}"]) from error
         if vocab_size is not None:
             _check_ids(tokenizer.get_vocab(), vocab_size, path)
-        return cls(tokenizer, read_chat_template(folder))
+        return cls(tokenizer, read_chat_template(folder, chat_template))
 
     @property
     def can_chat(self) -> bool:
@@ -55,19 +56,14 @@ class Tokenizer:
         """Token ids of a text that has all its special tokens written out, as a chat template's has."""
         return self._encode(text, add_special_tokens=False)
 
-    def render_chat(self, conversation: Conversation) -> str:
-        """A conversation in the model's chat template. Raises InvalidRequest without one, or where it refuses it."""
-        if self.chat_template is None:
-            raise InvalidRequest("messages: this model has no chat template", code="unsupported_parameter")
-        return self.chat_template.render(conversation)
-
     def encode_chat(self, message: str) -> list[int]:
-        """Token ids of one user message in the model's chat template, up to where the answer begins."""
-        return self.encode_bare(self.render_message(message))
+        """Token ids of one user message in the model's chat template, up to where the answer begins.
 
-    def render_message(self, message: str) -> str:
-        """One user message in the model's chat template. Raises InvalidRequest as `render_chat` does."""
-        return self.render_chat(Conversation(({"role": "user", "content": message},)))
+        For templates of one's own: nothing bounds what they take. Raises InvalidRequest without one.
+        """
+        if self.chat_template is None:
+            raise InvalidRequest(NO_TEMPLATE, code="unsupported_parameter")
+        return self.encode_bare(self.chat_template.render(user_says(message)))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for, as far as one alone can be told; none of a special one."""

@@ -22,7 +22,8 @@ class ModelFacts:
     """The model as every gateway must know it.
 
     `folder` is where the head has it, `tokenizer` the digest of the files there that make tokens of text: equal ones
-    give equal prompts. The rest is what nodes make of the weights.
+    give equal prompts. `chat_template` is the one that the head uses, None without one. The rest is what nodes make of
+    the weights.
     """
 
     served: ServedModel
@@ -31,6 +32,7 @@ class ModelFacts:
     load_format: str
     dtype: str
     quantization: str
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class ClusterView:
 
 def facts_of(gateway: Gateway, node: NodeSettings, timers: Timers) -> Callable[[], GatewayFacts]:
     """What others have to know to be like this gateway; the files are read now, who may call when it is asked."""
+    template = gateway.tokenizer.chat_template
     model = ModelFacts(
         served=gateway.model,
         folder=str(node.model),
@@ -61,6 +64,7 @@ def facts_of(gateway: Gateway, node: NodeSettings, timers: Timers) -> Callable[[
         load_format=node.load_format,
         dtype=node.dtype,
         quantization=node.quantization,
+        chat_template=None if template is None else template.source,
     )
     return lambda: GatewayFacts(model, gateway.limits, gateway.access.settings, timers)
 

@@ -1,17 +1,26 @@
 """`penstock config`: the table of `serve` as a listing, a schema and a file, and the whole check of a file."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from cluster.cli import _parser, main
-from cluster.config_table import settings_of
+from cluster.config_bounds import BOUNDS, Bound
+from cluster.config_layers import read_arguments
+from cluster.config_table import Kind, settings_of
 from cluster.config_yaml import read_document
+from cluster.gateway_flags import checked_gateway
+from cluster.live.token_file import kept_token
+from cluster.serve_config import checked
+from core.errors import ConfigError
 from tests.config.commands import small
 
-SETTINGS = settings_of(*_parser().parse_args(["config", "schema"]).table)
+TABLES = _parser().parse_args(["config", "schema"]).tables
+SETTINGS, GATEWAY_SETTINGS = settings_of(*TABLES["serve"]), settings_of(*TABLES["gateway"])
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -89,6 +98,57 @@ def test_the_schema_is_closed_and_takes_what_the_program_takes(
     assert "/" not in str(schema["properties"]["model"].get("default", "")), "a place of this machine"
 
 
+def _beyond(bound: Bound) -> list[float]:
+    """The nearest values that a bound does not take."""
+    found = [] if bound.least is None else [bound.least - 1]
+    found += [] if bound.above is None else [bound.above]
+    return found + ([] if bound.most is None else [bound.most + 1])
+
+
+def _said(flag: str, value: float) -> list[str]:
+    """What the command says of one flag by name."""
+    is_gateways = flag == "join-timeout"
+    is_whole = next(it.kind is Kind.INT for it in (*SETTINGS, *GATEWAY_SETTINGS) if it.key == flag)
+    argv = ["gateway" if is_gateways else "serve", f"--{flag}", str(int(value) if is_whole else value)]
+    found = read_arguments(_parser(), argv, {}).args.layers
+    try:
+        checked_gateway(found) if is_gateways else checked(found)
+    except ConfigError as error:
+        return [problem for problem in error.problems if problem.startswith((f"--{flag} must", f"--{flag} ("))]
+    return []
+
+
+@pytest.mark.parametrize("flag", BOUNDS)
+def test_a_bound_of_the_schema_is_the_programs(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bound, of = BOUNDS[flag], ("--of", "gateway") if flag == "join-timeout" else ()
+    takes = Draft202012Validator(json.loads(run(capsys, "schema", *of)[1])).is_valid
+    for value in _beyond(bound):
+        assert _said(flag, value), value
+        assert not takes({flag: value}), value
+    for edge in (bound.least, bound.most):
+        if edge is not None:
+            assert not [it for it in _said(flag, edge) if "must be" in it], edge
+            assert takes({flag: edge}), edge
+
+
+def test_a_gateways_file_has_a_schema_and_is_checked_as_such(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    keys = json.loads(run(capsys, "schema", "--of", "gateway")[1])["properties"].keys()
+    assert {"join", "cluster-token-file", "grpc-port", "tls-cert"} <= keys
+    assert "prefill" not in keys
+    assert "#join: null" in run(capsys, "init", "--of", "gateway")[1]
+    kept_token(tmp_path / "token")
+    path = tmp_path / "g.yaml"
+    path.write_text(f"join: head:7000\ncluster-token-file: {tmp_path / 'token'}\nprefill: 3\n")
+    status, out, _ = run(capsys, "validate", str(path), "--of", "gateway")
+    assert status == 0
+    assert "sound, 2 settings: join, cluster-token-file" in out
+    status, _, err = run(capsys, "validate", str(path))
+    assert status == 2
+    assert "join is not known" in err
+
+
 def test_the_file_to_start_from_has_every_setting_and_changes_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -121,3 +181,13 @@ def test_a_flag_that_somebody_adds_is_in_the_table_at_once() -> None:
     run_parser.add_argument("--brand-new", type=int, default=5)
     (new,) = [setting for setting in settings_of(run_parser) if setting.key == "brand-new"]
     assert (new.variable, new.from_text("2K"), new.default) == ("PENSTOCK_BRAND_NEW", 2048, 5)
+
+
+def test_a_reader_that_has_enough_is_no_fault() -> None:
+    command = [sys.executable, "-m", "cluster.cli", "config", "init"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        told = process.stderr.read()
+    assert (process.returncode, told) == (141, b"")

@@ -12,7 +12,7 @@ from cluster.serve_config import checked
 from cluster.service import ServiceConfig
 from core.errors import ConfigError
 
-SETTINGS = settings_of(*_parser().parse_args(["config", "schema"]).table)
+SETTINGS = settings_of(*_parser().parse_args(["config", "schema"]).tables["serve"])
 WORDS = (
     "",
     "x",

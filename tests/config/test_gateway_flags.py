@@ -1,17 +1,20 @@
 """What `penstock gateway` and `serve --cluster-token-file` take, and what they say to what they do not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.cli import _parser
+from cluster.config_layers import read_arguments
+from cluster.gateway.chat_template import Conversation
 from cluster.gateway.keys import AccessSettings
 from cluster.gateway.limits import Limits, ServedModel
-from cluster.gateway_flags import gateway_config
+from cluster.gateway_flags import checked_gateway, gateway_config
 from cluster.gateway_service import GatewayConfig, GatewayService
 from cluster.live.gateway_facts import GatewayFacts, ModelFacts, tokenizer_digest
 from cluster.live.token_file import kept_token
-from cluster.serve_config import serve_config
+from cluster.serve_config import checked, serve_config
 from cluster.service import EMBEDDED_MODEL
 from core.errors import ConfigError
 from core.timers import Timers
@@ -71,6 +74,39 @@ def test_addresses_and_names_are_taken(token_file: Path, place: str) -> None:
     assert config(token_file, "--join", place).head == place
 
 
+def layers(path: Path, text: str, *flags: str, **environ: str) -> GatewayConfig:
+    path.write_text(text)
+    argv = ["gateway", "--config", str(path), *flags]
+    return checked_gateway(read_arguments(_parser(), argv, environ).args.layers)
+
+
+def test_a_gateway_reads_file_and_environment_as_the_head_does(token_file: Path, tmp_path: Path) -> None:
+    text = f"join: head:7000\ncluster-token-file: {token_file}\ngrpc-port: 1\nport: 2\nmetrics-port: 3\n"
+    found = layers(tmp_path / "g.yaml", text, "--port", "4", PENSTOCK_METRICS_PORT="5", PENSTOCK_PORT="6")
+    assert found.http is not None
+    assert (found.head, found.grpc_port, found.http.port, found.observe.metrics_port) == ("head:7000", 1, 4, 5)
+
+
+def test_a_gateway_passes_over_what_is_the_heads_alone_and_nothing_else(token_file: Path, tmp_path: Path) -> None:
+    shared = f"prefill: 2\nmax-num-seqs: 8\ncluster-token-file: {token_file}\ngrpc-port: 7\n"
+    found = layers(tmp_path / "g.yaml", shared, "--join", "head:1", PENSTOCK_DECODE="1")
+    assert (found.head, found.grpc_port) == ("head:1", 7)
+    with pytest.raises(ConfigError) as refused:
+        layers(tmp_path / "g.yaml", shared + "grpcport: 8\n", "--grpc-port", "70000", PENSTOCK_DECODES="1")
+    told = refused.value.problems
+    assert any("g.yaml, line 5: grpcport is not known; did you mean 'grpc-port'?" in it for it in told)
+    assert any("environment: PENSTOCK_DECODES is not known" in it for it in told)
+    assert "--join is missing" in told
+    assert "--grpc-port must be from 0 to 65535, not 70000" in told
+
+
+def test_the_head_does_not_pass_over_what_is_a_gateways(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("join: head:1\n")
+    with pytest.raises(ConfigError, match="join is not known"):
+        checked(read_arguments(_parser(), ["serve", "--config", str(path)], {}).args.layers)
+
+
 async def make(found: GatewayConfig, told: GatewayFacts) -> None:
     service = GatewayService(found, told)
     await service.stop()
@@ -92,6 +128,22 @@ def test_a_folder_that_is_missing_or_has_another_tokenizer_is_refused(token_file
     assert "is not on this host: give --model FOLDER" in refusal(config(token_file), facts(tmp_path / "gone", "ab"))
     told = refusal(config(token_file, "--model", str(tmp_path)), facts())
     assert "its tokenizer files are not those that the head serves with" in told
+
+
+def test_a_gateway_takes_the_template_that_its_head_uses(token_file: Path) -> None:
+    import asyncio
+
+    told = facts()
+    told = replace(told, model=replace(told.model, chat_template="{{ eos_token }}the head's"))
+
+    async def scenario() -> None:
+        service = GatewayService(config(token_file, "--port", "-1"), told)
+        try:
+            assert await service.gateway.chats.render(Conversation(())) == "<|end|>the head's"
+        finally:
+            await service.stop()
+
+    asyncio.run(scenario())
 
 
 def test_serve_lets_gateways_in_only_where_a_token_file_is_named(tmp_path: Path) -> None:

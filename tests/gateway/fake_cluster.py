@@ -245,7 +245,7 @@ async def _serve(
     finally:
         await cluster.close()
         await server.stop()
-        gateway.formats.close()
+        gateway.close()
     gateway.streams.check()
 
 

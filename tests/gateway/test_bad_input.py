@@ -147,6 +147,17 @@ def test_a_message_far_too_large_is_refused_by_the_transport_and_the_server_live
     serve(scenario)
 
 
+def test_metadata_far_too_large_is_refused_by_the_transport_and_the_server_lives_on() -> None:
+    async def scenario(place: Place) -> None:
+        large = tuple((f"x-{number}", "y" * 4000) for number in range(8))
+        async with grpc.aio.insecure_channel(place.server.address) as channel:
+            generate: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(GENERATE)
+            assert await generate(text(), metadata=large).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        check(await refused(place, b""), IA, "empty_prompt", "text")
+
+    serve(scenario)
+
+
 def test_our_own_mistake_is_told_by_a_number_only(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(place: Place) -> None:
         def broken(text: str) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.gateway.chat_template import ChatTemplate, Conversation, read_chat_template
+from cluster.gateway.chat_template import ChatTemplate, Conversation, chosen_template, read_chat_template
 from core.errors import ConfigError, InvalidRequest
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "", "unk_token": ""}
@@ -116,3 +116,22 @@ def test_a_folder_without_a_template_has_none(tmp_path: Path) -> None:
     assert read_chat_template(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text("{}")
     assert read_chat_template(tmp_path) is None
+
+
+def test_a_chosen_template_stands_above_the_models_own_and_keeps_its_special_tokens(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "own", "eos_token": "<e>"}))
+    (tmp_path / "chat_template.jinja").write_text("own, too")
+    path = tmp_path / "other.jinja"
+    path.write_text("{{ eos_token }}chosen")
+    read = read_chat_template(tmp_path, chosen_template(path))
+    assert read is not None
+    assert read.render(Conversation(())) == "<e>chosen"
+
+
+@pytest.mark.parametrize("content", [b"{% if %}", b"\xff", None])
+def test_a_chosen_template_that_cannot_be_is_named_by_its_flag(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "t.jinja"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match="--chat-template"):
+        chosen_template(path)

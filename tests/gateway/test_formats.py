@@ -128,9 +128,11 @@ def test_a_format_that_takes_too_much_ends_its_process_and_no_other_request() ->
 def test_a_process_that_has_died_is_replaced() -> None:
     async def scenario(formats: Formats) -> None:
         assert await formats.read(pb.SamplingParams(regex="a"))
-        assert formats._process is not None and formats._process._process is not None
-        formats._process._process.send_signal(signal.SIGKILL)
-        formats._process._process.wait()
+        assert formats._process is not None
+        process = formats._process._confined._process
+        assert process is not None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         assert await formats.read(pb.SamplingParams(regex="b"))
 
     run(scenario)

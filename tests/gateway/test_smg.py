@@ -20,6 +20,7 @@ from cluster.gateway.access import Access  # noqa: E402
 from cluster.gateway.grpc_server import Contract, GrpcServer  # noqa: E402
 from cluster.gateway.keys import Grant  # noqa: E402
 from cluster.gateway.smg import SMG_SERVICE_NAME, SmgModel, SmgService  # noqa: E402
+from cluster.gateway.smg_messages import our_request  # noqa: E402
 from core.goodput import Outcome  # noqa: E402
 from core.request import AnswerFormat, FormatKind, unpack_tokens  # noqa: E402
 from tests.gateway.calls import TEXT  # noqa: E402
@@ -258,3 +259,10 @@ def test_keys_hold_here_as_well() -> None:
         await asyncio.sleep(0)
 
     speaking(scenario, keys=keys)
+
+
+def test_callers_send_the_models_own_defaults_themselves() -> None:
+    ours = our_request(smg.GenerateRequest(text="a", sampling_params=smg.SamplingParams(top_p=0.5))).sampling
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    assert all(ours.HasField(name) for name in names)
+    assert [getattr(ours, name) for name in names] == [1.0, 0.5, 0, 0.0, 1.0]

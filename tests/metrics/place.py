@@ -9,6 +9,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.gateway.access import Access
+from cluster.gateway.cluster_routes import cluster_routes
 from cluster.gateway.cluster_state import ClusterState
 from cluster.gateway.dashboard.routes import OPEN_PATHS, dashboard_routes
 from cluster.gateway.gateway import Gateway
@@ -163,7 +164,11 @@ async def observed(setting: Setting) -> AsyncIterator[Place]:
     gateway.access = Access(setting.access)
     operator = FakeOperator(cluster)
     observation = Observation(gateway, operator, setting.config, setting.model, lambda request: NODES)  # type: ignore[arg-type]
-    routers = (metrics_routes(Exposition(observation), gateway.access), dashboard_routes(observation))
+    routers = (
+        metrics_routes(Exposition(observation), gateway.access),
+        dashboard_routes(observation),
+        cluster_routes(observation),
+    )
     server = HttpServer(Door(gateway, operator.shown, HttpConfig(port=0)), None, routers, OPEN_PATHS)
     await server.start()
     try:

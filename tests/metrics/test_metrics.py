@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.api.v1.inference_pb2 import GenerateRequest, SamplingParams
+from cluster.batches.batches import BatchCounts
+from cluster.batches.records import BatchStatus
 from cluster.gateway.keys import AccessSettings, Grant
 from cluster.gateway.limits import Limits
 from cluster.metrics.config import ObservationConfig
@@ -20,7 +23,7 @@ from core.mix import mix_of
 from core.stats import BlockCounts
 from tests.gateway.fake_cluster import STATS, node
 from tests.gateway.keyed import CHAT, Keys
-from tests.metrics.place import Place, Setting, observe, value
+from tests.metrics.place import Place, Setting, ended, observe, value
 
 MODEL = ModelWork(1000, 100, 8, 4400, 16)
 WORK = StepWork(
@@ -264,5 +267,34 @@ def test_samples_are_bounded_and_numbered_without_a_gap() -> None:
             place.observation.sample(float(second))
         numbers = [sample.number for sample in place.observation.history.samples]
         assert numbers == list(range(101, 701))
+
+    observe(scenario)
+
+
+def test_cost_is_told_by_tenant_and_adds_up() -> None:
+    async def scenario(place: Place) -> None:
+        place.observation.sample(100.0)
+        place.observation.note_end(ended())
+        place.observation.sample(460.0)
+        samples = await place.samples()
+        assert value(samples, "penstock_cost_total") == pytest.approx(0.2)
+        assert value(samples, "penstock_tenant_cost_total", tenant="") == pytest.approx(0.2)
+
+    observe(scenario, Setting(ObservationConfig(node_cost_per_hour=1.0)))
+
+
+def test_batches_are_told_by_where_they_are_and_absent_where_none_are_kept() -> None:
+    counts = BatchCounts(tuple((status, int(status is BatchStatus.EXPIRED)) for status in BatchStatus), 7, 2, 30, 4)
+
+    async def scenario(place: Place) -> None:
+        assert not [name for name, _ in await place.samples() if name.startswith("penstock_batch")]
+        place.observation.batches = SimpleNamespace(counts=counts)  # type: ignore[assignment]
+        samples = await place.samples()
+        assert value(samples, "penstock_batches", status="expired") == 1
+        assert len([name for name, _ in samples if name == "penstock_batches"]) == 8
+        assert value(samples, "penstock_batch_requests", state="queued") == 7
+        assert value(samples, "penstock_batch_requests", state="running") == 2
+        assert value(samples, "penstock_batch_requests_ended_total", outcome="answered") == 30
+        assert value(samples, "penstock_batch_requests_ended_total", outcome="failed") == 4
 
     observe(scenario)

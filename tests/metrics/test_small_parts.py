@@ -15,6 +15,8 @@ from cluster.metrics.config import RequestLogFormat
 from cluster.metrics.history import History, NodeWork, Sample
 from cluster.metrics.model_work import model_work
 from cluster.metrics.routes_seen import NOWHERE, RequestNodes, RoutesSeen
+from cluster.metrics.tally import RequestTally
+from cluster.metrics.tenant_costs import TenantCosts, tokens_done
 from cluster.service import EMBEDDED_MODEL
 from cluster.simulated.hardware import ModelShape
 from core.commands import Command, Tell
@@ -26,6 +28,7 @@ from core.ids import GatewayId, NodeId, RequestId, attempt_id
 from core.request import Prompt, Request, SamplingParams
 from engine.hf_config import read_model_config
 from tests.gateway.test_client_stream import ByteDetokenizer
+from tests.metrics.place import ended
 
 REQUEST = Request(RequestId("r"), Prompt(1, ()), b"", SamplingParams(max_tokens=9))
 
@@ -127,3 +130,20 @@ def test_rates_are_of_the_last_ten_seconds_and_of_one_incarnation() -> None:
         history.samples.append(sample(second, float(second), {node: NodeWork(max(0, second - 15) * 10.0, second)}))
     assert history.rates(node) == NodeWork(5.0, 1.0)
     assert history.rates(NodeId("d@2")) is None
+
+
+def test_the_nodes_time_is_shared_by_the_tokens_done_and_idle_time_falls_on_who_comes_next() -> None:
+    costs = TenantCosts()
+    costs.share(10.0, {})
+    assert (dict(costs.seconds), costs.unshared_s) == ({}, 10.0)
+    costs.share(2.0, {"acme": 30, "": 10})
+    assert (dict(costs.seconds), costs.unshared_s) == ({"acme": 9.0, "": 3.0}, 0.0)
+    costs.share(5.0, {"acme": 30, "": 10})
+    costs.share(1.0, {"acme": 30, "": 20})
+    assert (dict(costs.seconds), costs.unshared_s) == ({"acme": 9.0, "": 9.0}, 0.0)
+
+
+def test_tokens_that_were_found_cached_are_not_done_again() -> None:
+    tally = RequestTally(lambda: frozenset({"acme"}))
+    tally.add(ended(tenant="acme"))
+    assert tokens_done(tally) == {"acme": 7 - 3 + 11}

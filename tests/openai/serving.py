@@ -95,7 +95,7 @@ async def running(setting: Setting = USUAL) -> AsyncIterator[Place]:
     finally:
         await cluster.close()
         await server.stop()
-        gateway.formats.close()
+        gateway.close()
 
 
 @contextlib.contextmanager

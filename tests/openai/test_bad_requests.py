@@ -10,6 +10,7 @@ import pytest
 
 from cluster.gateway.errors_wire import HTTP_ROWS, ROWS
 from cluster.gateway.limits import Limits
+from cluster.gateway.openai.errors import HttpError
 from core.errors import ErrorInfo
 from core.goodput import Outcome
 from tests.gateway.bad_inputs import FAILURES, INPUTS, Failure
@@ -43,7 +44,7 @@ def check(answer: httpx.Response, status: int, code: str, param: str | None) -> 
 
 
 def test_the_tables_are_whole() -> None:
-    assert len(HTTP_ONLY) == 76
+    assert len(HTTP_ONLY) == 77
     assert len({bad.name for bad in HTTP_ONLY}) == len(HTTP_ONLY)
     unsaid = {bad.name for bad in INPUTS} - {told.bad.name for told in TOLD}
     cannot_be_parsed = {
@@ -102,9 +103,27 @@ def test_what_the_cluster_cannot_do_has_its_status_and_says_whether_to_retry(fai
     serve(scenario)
 
 
+def test_a_time_that_no_client_waits_for_is_told_with_the_advice_not_to_come_back() -> None:
+    assert HttpError(429, "rate_limit_exceeded", "", None, 60.0).headers == {
+        "retry-after": "60",
+        "retry-after-ms": "60000",
+    }
+    assert HttpError(429, "rate_limit_exceeded", "", None, 60.5).headers == {
+        "retry-after": "61",
+        "retry-after-ms": "60500",
+        "x-should-retry": "false",
+    }
+
+
 @pytest.mark.parametrize(
     ("code", "retry_after_s", "attempts"),
-    [("overloaded", 0.01, 3), ("slo_unattainable", None, 1), ("deadline_exceeded", None, 1), ("kv_corrupt", None, 3)],
+    [
+        ("overloaded", 0.01, 3),
+        ("overloaded", 90.0, 1),
+        ("slo_unattainable", None, 1),
+        ("deadline_exceeded", None, 1),
+        ("kv_corrupt", None, 3),
+    ],
 )
 def test_the_official_client_retries_what_can_help_and_nothing_else(
     code: str, retry_after_s: float | None, attempts: int

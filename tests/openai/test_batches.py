@@ -162,11 +162,14 @@ def test_a_request_that_takes_nodes_down_is_not_sent_to_them_for_ever(
 
 def test_no_more_lines_are_at_work_than_the_limit_and_all_are_answered(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
-        most = 0
+        most, are_full = 0, asyncio.Event()
 
         async def answer(request: Request) -> None:
             nonlocal most
             most = max(most, place.gateway.streams.num_open)
+            if most == 3:
+                are_full.set()
+            await are_full.wait()
             await place.cluster.echo(request)
 
         place.cluster.answer = answer
@@ -175,6 +178,31 @@ def test_no_more_lines_are_at_work_than_the_limit_and_all_are_answered(tmp_path:
         for batch in batches:
             assert (await ended(place, batch))["request_counts"]["completed"] == 40
         assert most == 3
+
+    serve(scenario, keeping(tmp_path, max_concurrent=3))
+
+
+def test_batches_and_their_requests_are_counted_by_where_they_are(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        batches, may_go = place.server.batches, asyncio.Event()
+        assert batches is not None
+
+        async def answer(request: Request) -> None:
+            await may_go.wait()
+            await place.cluster.echo(request)
+
+        place.cluster.answer = answer
+        batch = await begin(place, jsonl([*map(chat_line, range(5)), chat_line(5, n=0)]))
+        await until(lambda: batches.counts.num_at_work == 3)
+        now = batches.counts
+        assert (now.num_waiting, now.num_answered, now.num_failed) == (3, 0, 0)
+        assert [(status.value, number) for status, number in now.statuses if number] == [("in_progress", 1)]
+        may_go.set()
+        await ended(place, batch)
+        now = batches.counts
+        assert (now.num_waiting, now.num_at_work, now.num_answered, now.num_failed) == (0, 0, 5, 1)
+        assert [(status.value, number) for status, number in now.statuses if number] == [("completed", 1)]
+        assert len(now.statuses) == 8
 
     serve(scenario, keeping(tmp_path, max_concurrent=3))
 

@@ -6,6 +6,7 @@ import json
 import openai
 import pytest
 
+from cluster.gateway.chat_template import Conversation
 from core.goodput import Outcome
 from core.request import SLO, unpack_tokens
 from tests.openai.asking import CHAT, TEXT, ask, chunks_of, client_of, expected, says, texts_of
@@ -256,5 +257,22 @@ def test_a_finished_request_is_told_to_the_scheduler_as_finished() -> None:
     async def scenario(place: Place) -> None:
         await ask(place, CHAT, messages=says("fox"), max_tokens=2)
         assert list(place.cluster.told_ends.values()) == [Outcome.FINISHED]
+
+    serve(scenario)
+
+
+def test_the_time_that_the_template_takes_is_part_of_the_requests_own() -> None:
+    async def scenario(place: Place) -> None:
+        render = place.gateway.chats.render
+
+        async def slow(talk: Conversation) -> str:
+            await asyncio.sleep(0.05)
+            return await render(talk)
+
+        place.gateway.chats.render = slow  # type: ignore[method-assign]
+        await ask(place, CHAT, model="tiny", messages=says("fox"), max_tokens=1)
+        (ledger,) = place.gateway.ledgers
+        assert ledger.ttft_s is not None
+        assert ledger.ttft_s >= 0.05
 
     serve(scenario)

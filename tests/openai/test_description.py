@@ -2,12 +2,15 @@
 
 import re
 
+from cluster.gateway.openai.messages_request import MessagesRequest
 from cluster.gateway.openai.requests import ChatRequest, CompletionRequest
 from tests.openai.serving import Place, serve
 
 ENDPOINTS = {
     *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/v1/models/{name}"),
+    *("/v1/messages", "/v1/messages/count_tokens"),
     *("/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize"),
+    "/abort_request",
     *("/health", "/ready", "/ping", "/version"),
 }
 
@@ -20,7 +23,7 @@ def test_every_endpoint_and_every_field_is_described() -> None:
             for operation in methods.values():
                 assert operation["summary"] and operation["description"], path
         schemas = document["components"]["schemas"]
-        for kind in (ChatRequest, CompletionRequest):
+        for kind in (ChatRequest, CompletionRequest, MessagesRequest):
             named = {field.alias or name for name, field in kind.model_fields.items()}
             assert set(schemas[kind.__name__]["properties"]) == named
             assert schemas[kind.__name__]["additionalProperties"] is False

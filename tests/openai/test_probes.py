@@ -1,5 +1,6 @@
 """Health, readiness, version, models, tokens."""
 
+import asyncio
 from importlib.metadata import version
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from cluster.gateway.cluster_state import ClusterState
 from core.errors import ErrorInfo
 from core.goodput import Outcome
-from tests.gateway.fake_cluster import MAX_MODEL_LEN, node
+from tests.gateway.fake_cluster import MAX_MODEL_LEN, node, until
 from tests.openai.asking import TEXT, client_of, says
 from tests.openai.serving import Place, Setting, serve
 from tests.openai.test_chat import TWO_ROLES
@@ -36,6 +37,18 @@ def test_a_deep_probe_generates_a_token_and_says_why_it_cannot() -> None:
         place.cluster.answer = place.cluster.failing(Outcome.FAILED, ErrorInfo("worker_lost", "gone"))
         refused = await place.client.get("/health?deep=1")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "worker_lost")
+
+    serve(scenario)
+
+
+def test_a_prober_may_ask_for_the_head_alone() -> None:
+    async def scenario(place: Place) -> None:
+        for path in ("/health", "/ready", "/ping", "/version"):
+            whole, head = await place.client.get(path), await place.client.head(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-length"] == whole.headers["content-length"]
+        place.cluster.state = ClusterState(())
+        assert (await place.client.head("/ready")).status_code == 503
 
     serve(scenario)
 
@@ -112,5 +125,38 @@ def test_what_cannot_be_made_into_tokens_or_text_is_named(path: str, fields: obj
         answer = await place.client.post(path, json=fields)
         assert answer.status_code in (400, 404)
         assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, param)
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/score", "/v1/rerank", "/v1/audio/speech"])
+def test_what_other_kinds_of_models_are_for_is_not_found_with_the_reason(path: str) -> None:
+    async def scenario(place: Place) -> None:
+        answer = await place.client.post(path, json={"model": "tiny", "input": "a"})
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "not_found"
+        assert "is not served: this model writes text" in answer.json()["error"]["message"]
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize("name", ["request_id", "rid"])
+def test_open_requests_are_ended_by_their_name_and_no_others(name: str) -> None:
+    async def scenario(place: Place) -> None:
+        place.cluster.answer = place.cluster.silence
+        body = {"model": "tiny", "prompt": "fox", "max_tokens": 3}
+        asked = [
+            asyncio.create_task(place.client.post("/v1/completions", json=body, headers={"x-request-id": each}))
+            for each in ("mine", "mine", "yours")
+        ]
+        await until(lambda: place.gateway.streams.num_open == 3)
+        told = await place.client.post("/abort_request", json={name: "mine"})
+        assert told.json() == {"num_aborted": 2}
+        assert [(await each).status_code for each in asked[:2]] == [499, 499]
+        assert place.gateway.streams.num_open == 1
+        assert (await place.client.post("/abort_request", json={name: "mine"})).json() == {"num_aborted": 0}
+        assert (await place.client.post("/abort_request", json={})).status_code == 400
+        await place.client.post("/abort_request", json={name: "yours"})
+        await asked[2]
 
     serve(scenario)

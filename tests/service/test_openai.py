@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -140,3 +141,19 @@ def test_a_lost_node_does_not_cut_a_stream(client: openai.OpenAI, pair: Running)
             pair.kill("decode-0")
     assert text == whole
     pair.until_idle(2)
+
+
+def test_a_requests_trace_and_the_load_are_told_of_real_nodes(client: openai.OpenAI, pair: Running) -> None:
+    said = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": QUESTION}], max_tokens=40)
+    with httpx.Client(base_url=str(client.base_url).removesuffix("v1/"), trust_env=False, timeout=30) as plain:
+        trace = plain.get(f"/trace/{said.id}").json()["traceEvents"]
+        load = plain.get("/load").json()
+        with plain.stream("GET", "/cluster/events") as events:
+            assert "event: nodes" in (line for line in events.iter_lines() if line.startswith("event: "))
+    places = {it["pid"]: it["args"]["name"] for it in trace if it["name"] == "process_name"}
+    spans = {it["name"]: places[it["pid"]] for it in trace if it["ph"] == "X"}
+    slots = {slot.name for slot in pair.service.operator.slots()}
+    assert spans["admit"] == "gateway"
+    assert {spans["prefill"], spans["decode"]} <= slots
+    assert {node["node"] for node in load["nodes"]} == slots
+    assert load["total"]["max_total_num_tokens"] == sum(node["max_total_num_tokens"] for node in load["nodes"])

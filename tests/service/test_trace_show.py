@@ -26,8 +26,9 @@ def test_the_stages_of_an_answer_are_shown_and_written_for_perfetto(
     said = capsys.readouterr().out
     name = done[1].id.removeprefix("cmpl-")
     assert name[:12] in said and "met" in said and done[0].id.removeprefix("cmpl-")[:12] not in said
-    named, *spans = json.loads(path.read_text())["traceEvents"]
+    named, *spans, first = json.loads(path.read_text())["traceEvents"]
     assert (named["ph"], named["args"]["name"]) == ("M", f"{name[:12]} finished")
+    assert (first["name"], first["ph"]) == ("first token", "i")
     assert {"prefill", "decode"} <= {span["name"] for span in spans}
     assert [span["ts"] for span in spans] == pytest.approx(
         [sum(it["dur"] for it in spans[:n]) for n in range(len(spans))]

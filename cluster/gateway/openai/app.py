@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cluster.gateway.errors_wire import FieldError
+from cluster.gateway.openai.abort_routes import abort_routes
 from cluster.gateway.openai.batch_routes import BatchRequest
 from cluster.gateway.openai.chat_routes import chat_routes
 from cluster.gateway.openai.completion_routes import completion_routes
@@ -19,20 +20,46 @@ from cluster.gateway.openai.door import Door
 from cluster.gateway.openai.fields import path_of
 from cluster.gateway.openai.front import OPEN_PATHS, Front
 from cluster.gateway.openai.hosts import HostCheck, is_loopback
+from cluster.gateway.openai.messages_request import CountRequest, MessagesRequest
+from cluster.gateway.openai.messages_routes import messages_routes
 from cluster.gateway.openai.openapi import describe
 from cluster.gateway.openai.probe_routes import probe_routes
-from cluster.gateway.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from cluster.gateway.openai.requests import (
+    AbortRequest,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from cluster.gateway.openai.responses_request import ResponsesRequest
 from cluster.gateway.openai.responses_routes import responses_routes
 from cluster.gateway.openai.token_routes import token_routes
 
-BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest, BatchRequest)
+BODIES = (
+    ChatRequest,
+    CompletionRequest,
+    ResponsesRequest,
+    MessagesRequest,
+    CountRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    AbortRequest,
+    BatchRequest,
+)
 
 
 def create_app(door: Door, routers: Sequence[APIRouter] = (), open_paths: Iterable[str] = ()) -> FastAPI:
     """The application. `routers` are mounted beside its own routes; `open_paths` of theirs need no key."""
     app = FastAPI(title="Penstock", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    own = (chat_routes, completion_routes, responses_routes, token_routes, probe_routes)
+    own = (
+        chat_routes,
+        completion_routes,
+        responses_routes,
+        messages_routes,
+        token_routes,
+        abort_routes,
+        probe_routes,
+    )
     for router in (*(make(door) for make in own), *routers):
         app.include_router(router)
     _add_description(app, door)

@@ -36,12 +36,18 @@ class Calls:
         self._open = set(range(len(self.calls)))
 
     @classmethod
-    async def submit(cls, gateway: Gateway, messages: Sequence[GenerateRequest], caller: Caller) -> "Calls":
-        """All or none of them. Raises PenstockError."""
+    async def submit(
+        cls,
+        gateway: Gateway,
+        messages: Sequence[GenerateRequest],
+        caller: Caller,
+        received_at: float | None = None,
+    ) -> "Calls":
+        """All or none of them, as received at a moment of the monotonic clock, else now. Raises PenstockError."""
         calls: list[ClientCall] = []
         try:
             for message in messages:
-                calls.append(await gateway.submit(message, None, caller))
+                calls.append(await gateway.submit(message, None, caller, received_at))
         except BaseException:
             for call in calls:
                 gateway.leave(call)

@@ -76,7 +76,7 @@ def _part(part: object, path: str) -> str:
     if not isinstance(part, dict):
         raise FieldError(path, "must be an object", "invalid_type")
     kind = part.get("type")
-    if kind not in TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in TEXT_PARTS:
         raise FieldError(f"{path}.type", f"only text is taken, not {echoed(str(kind))}", "unsupported_content")
     return str(_expect(part.get("text"), str, f"{path}.text"))
 

@@ -1,5 +1,6 @@
 """What the HTTP routes share: the gateway behind them, and who calls."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -18,13 +19,14 @@ from cluster.gateway.openai.config import HttpConfig
 from cluster.gateway.openai.errors import FieldNames
 from cluster.gateway.openai.fields import Model, read_model
 from cluster.gateway.openai.front import CALLER, ID, NAMES
-from cluster.gateway.openai.json_body import read_fields
+from cluster.gateway.openai.json_body import Fields, read_fields
 from cluster.gateway.openai.respond import EventAnswer, EventWriter, WholeAnswer, WholeWriter
 from cluster.gateway.openai.sampling import Asked, names_in
 from cluster.gateway.openai.token_texts import TokenTexts
 from cluster.gateway.openai.tools import CallForm, ToolUse
 
 NOTES = "penstock-notes"
+WHOLE_AT = "penstock.whole_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +44,23 @@ class Door:
 
     async def read(self, request: Request, kind: type[Model], names: FieldNames) -> Model:
         """The body of a request; from here on its fields are named as `names` says. Raises RequestError."""
-        name_fields(request, names)
-        asked = read_model(kind, await read_fields(request, self.gateway.limits.max_message_bytes))
+        asked = read_model(kind, await self.fields(request, names))
         if isinstance(asked, Asked):
             name_fields(request, FieldNames(names_in(asked, names.names)))
         return asked
+
+    async def fields(self, request: Request, names: FieldNames) -> Fields:
+        """The same as it was sent. The request's times count from when it is whole. Raises RequestError."""
+        name_fields(request, names)
+        fields = await read_fields(request, self.gateway.limits.max_message_bytes)
+        request.scope["state"][WHOLE_AT] = time.monotonic()
+        return fields
 
     async def serve(
         self, request: Request, messages: Sequence[GenerateRequest], respond: Callable[[Calls], Response]
     ) -> Response:
         """Submit the calls of a request; what `respond` makes of them leaves them at its end. Raises PenstockError."""
-        calls = await Calls.submit(self.gateway, messages, caller_of(request))
+        calls = await Calls.submit(self.gateway, messages, caller_of(request), request.scope["state"][WHOLE_AT])
         try:
             return respond(calls)
         except BaseException:
@@ -67,7 +75,7 @@ class Door:
 
     async def encode_chat(self, conversation: Conversation) -> list[int]:
         """The token ids of a conversation. Raises RequestError."""
-        return await self.gateway.encode(self.gateway.tokenizer.render_chat(conversation), is_bare=True)
+        return await self.gateway.encode(await self.gateway.chats.render(conversation), is_bare=True)
 
     def answer(self, calls: Calls, writer: WholeWriter) -> Response:
         """An answer in one body."""

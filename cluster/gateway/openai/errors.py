@@ -14,6 +14,18 @@ INVALID = "invalid_request_error"
 TYPES = {401: "authentication_error", 403: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 """OpenAI's word for each status; other 4xx are invalid requests, all from 499 on are the server's."""
 
+MESSAGES = "/v1/messages"
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+ANTHROPIC = {"overloaded": "overloaded_error", "slo_unattainable": "overloaded_error"}
+"""Anthropic's word for each status, and for the codes whose status says less."""
+
 HOPELESS = frozenset({"slo_unattainable", "deadline_exceeded"})
 """Codes whose status would make clients try again, where the same request cannot do better."""
 
@@ -21,6 +33,8 @@ SHORT = frozenset({"draining", "unavailable"})
 """Codes of a state that another server, or this one soon, is not in; nobody knows how soon."""
 
 RETRY_AFTER_S = 1.0
+MAX_PATIENCE_S = 60.0
+"""Clients wait no longer than this: older ones of OpenAI's come back at once instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,15 @@ class HttpError:
         }
 
     @property
+    def anthropic_body(self) -> dict[str, object]:
+        """The shape of `/v1/messages`, with our code and field beside it."""
+        kind = ANTHROPIC.get(self.code) or ANTHROPIC_TYPES.get(
+            self.status, INVALID if self.status < 499 else "api_error"
+        )
+        told = {"type": kind, "message": self.message, "param": self.param, "code": self.code}
+        return {"type": "error", "error": told}
+
+    @property
     def headers(self) -> dict[str, str]:
         """When to come back, or that it is no use. Without them the official client would try twice more."""
         if self.status == 401:
@@ -53,14 +76,15 @@ class HttpError:
         retry_after_s = RETRY_AFTER_S if self.retry_after_s is None and self.code in SHORT else self.retry_after_s
         if retry_after_s is not None:
             wait_ms = max(0, math.ceil(retry_after_s * 1000))
-            return {"retry-after": str(math.ceil(wait_ms / 1000)), "retry-after-ms": str(wait_ms)}
+            told = {"retry-after": str(math.ceil(wait_ms / 1000)), "retry-after-ms": str(wait_ms)}
+            return told | ({"x-should-retry": "false"} if retry_after_s > MAX_PATIENCE_S else {})
         no_use = self.code in HOPELESS or self.status == 429
         return {"x-should-retry": "false"} if no_use else {}
 
-    def response(self, headers: Mapping[str, str] | None = None) -> Response:
-        """The whole answer of a request that got none."""
+    def response(self, headers: Mapping[str, str] | None = None, path: str = "") -> Response:
+        """The whole answer of a request that got none; of one to a path of another interface, in its shape."""
         return Response(
-            json.dumps(self.body),
+            json.dumps(self.anthropic_body if path.startswith(MESSAGES) else self.body),
             status_code=self.status,
             media_type="application/json",
             headers={**self.headers, **(headers or {})},

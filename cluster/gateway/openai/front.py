@@ -28,6 +28,15 @@ CALLER, NAMES, ID = "penstock.caller", "penstock.names", "penstock.request_id"
 OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/version"})
 """What a prober without a key may ask for."""
 
+NO_TEXT = frozenset(
+    {
+        *("/embeddings", "/pooling", "/classify", "/score", "/rerank", "/moderations"),
+        *("/audio/speech", "/audio/transcriptions", "/audio/translations"),
+        *("/images/generations", "/images/edits", "/images/variations"),
+    }
+)
+"""What OpenAI and vLLM have for other kinds of models."""
+
 CLOSING = frozenset({"body_too_large", "headers_too_large", "read_timeout", "bad_request_line", "draining"})
 """Codes after which a connection is of no more use."""
 
@@ -77,7 +86,7 @@ class Front:
         scope["state"][ID] = _request_id(headers) or scope["state"][ID]
         note_traceparent(headers.get(TRACEPARENT_KEY))
         if scope["path"] not in self._open_paths:
-            scope["state"][CALLER] = self._access.caller(headers.get("authorization"), time.time())
+            scope["state"][CALLER] = self._access.caller(_authorization(headers), time.time())
 
 
 class _Exchange:
@@ -98,8 +107,14 @@ class _Exchange:
         """Answer with an error; too late where the answer has begun. What is not to be read on is closed."""
         if not self.has_begun:
             closing = {"connection": "close"} if error.code in CLOSING else {}
-            response = error.response({**headers, **closing})
+            response = error.response({**headers, **closing}, self._scope["path"])
             await response(self._scope, receive, self.send)
+
+
+def _authorization(headers: Headers) -> str | None:
+    """Anthropic's clients send their key by a header of its own."""
+    key = headers.get("x-api-key")
+    return f"Bearer {key}" if key and "authorization" not in headers else headers.get("authorization")
 
 
 def _check_headers(headers: Headers) -> None:
@@ -124,4 +139,6 @@ def _unknown(scope: Scope, status: int) -> HttpError:
     asked = f"{scope['method']} {scope['path']}"
     if status == 405:
         return HttpError(405, "method_not_allowed", f"{echoed(asked)} is not served; another method is")
+    if scope["path"].removeprefix("/v1") in NO_TEXT:
+        return HttpError(404, "not_found", f"{echoed(asked)} is not served: this model writes text and nothing else")
     return HttpError(404, "not_found", f"there is no {echoed(asked)}; GET /docs lists what there is")

@@ -63,6 +63,9 @@ def probe_routes(door: Door) -> APIRouter:
         """`{"version": …}`."""
         return JSONResponse({"version": version("penstock")})
 
+    for path, answer in (("/health", health), ("/ready", ready), ("/ping", ping), ("/version", tell_version)):
+        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+
     def model_object() -> dict[str, object]:
         return {
             "id": gateway.model.name,

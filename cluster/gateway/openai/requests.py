@@ -78,3 +78,10 @@ class DetokenizeRequest(Closed):
 
     model: str | None = None
     tokens: list[Whole]
+
+
+class AbortRequest(Closed):
+    """POST /abort_request"""
+
+    request_id: str | None = Field(None, description="The x-request-id of the requests.")
+    rid: str | None = Field(None, description="The same by SGLang's name.")

@@ -109,7 +109,7 @@ class Answer(Response):
         raise NotImplementedError
 
     async def _refuse(self, error: HttpError, scope: Scope, receive: Receive, send: Send) -> None:
-        await error.response(self._own_headers)(scope, receive, send)
+        await error.response(self._own_headers, scope["path"])(scope, receive, send)
 
 
 class WholeAnswer(Answer):

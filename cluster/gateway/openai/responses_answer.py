@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from cluster.api.v1.inference_pb2 import SamplingParams
 from cluster.gateway.client_stream import Chunk
 from cluster.gateway.ledger import CallEnd
 from cluster.gateway.openai.accounts import Json, account
@@ -22,6 +23,7 @@ class ResponseHead:
     created_at: int
     model: str
     asked: ResponsesRequest
+    sampling: SamplingParams
 
     def body(self, status: str, output: Sequence[Json]) -> Json:
         """The response object as it is now."""
@@ -42,14 +44,18 @@ class ResponseHead:
             "previous_response_id": None,
             "service_tier": asked.service_tier or "default",
             "store": False,
-            "temperature": 1.0 if asked.temperature is None else asked.temperature,
+            "temperature": self._said("temperature"),
             "text": {"format": _format(asked)},
             "tool_choice": asked.tool_choice or "auto",
             "tools": [tool.model_dump() for tool in asked.tools or ()],
-            "top_p": 1.0 if asked.top_p is None else asked.top_p,
+            "top_p": self._said("top_p"),
             "truncation": "disabled",
             "usage": None,
         }
+
+    def _said(self, name: str) -> float:
+        """What the request asked for, or the model's own default."""
+        return float(getattr(self.sampling, name)) if self.sampling.HasField(name) else 1.0
 
 
 class Items:

@@ -11,7 +11,6 @@ from cluster.gateway.openai.conversation import conversation
 from cluster.gateway.openai.door import Door, id_of, name_fields
 from cluster.gateway.openai.errors import FieldNames
 from cluster.gateway.openai.fields import read_model
-from cluster.gateway.openai.json_body import read_fields
 from cluster.gateway.openai.openapi import ANSWERS, body_of
 from cluster.gateway.openai.responses_answer import ResponseEvents, ResponseHead, ResponseWhole
 from cluster.gateway.openai.responses_request import (
@@ -42,9 +41,7 @@ def responses_routes(door: Door) -> APIRouter:
     @router.post("/v1/responses", summary="Answer an input", responses=ANSWERS, openapi_extra=body_of(ResponsesRequest))
     async def responses(request: Request) -> Response:
         """OpenAI's responses, as far as they need no memory: `previous_response_id` and `store` are refused."""
-        name_fields(request, FieldNames(NAMES))
-        fields = refuse_kept(await read_fields(request, door.gateway.limits.max_message_bytes))
-        asked = read_model(ResponsesRequest, fields)
+        asked = read_model(ResponsesRequest, refuse_kept(await door.fields(request, FieldNames(NAMES))))
         name_fields(request, FieldNames(names_in(asked, NAMES)))
         use = tool_use(functions_of(asked), asked.tool_choice)
         door.check_tools(use)
@@ -57,7 +54,7 @@ def responses_routes(door: Door) -> APIRouter:
 
         def respond(calls: Calls) -> Response:
             name = f"resp_{calls.calls[0].requests[0]}"
-            head = ResponseHead(name, int(time.time()), calls.model_name, asked)
+            head = ResponseHead(name, int(time.time()), calls.model_name, asked, message.sampling)
             if asked.stream:
                 return door.stream(calls, ResponseEvents(head, calls, reader))
             return door.answer(calls, ResponseWhole(head, calls, reader))

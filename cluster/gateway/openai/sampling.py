@@ -86,7 +86,7 @@ class Asked(Closed):
 
     model: str | None = Field(None, description="The served model's name; absent: whichever is served.")
     stream: bool | None = Field(None, description="Server-sent events, one for each token.")
-    temperature: Number | None = ranged("0 to 2; 0 is greedy. Default 1.", 0, 2)
+    temperature: Number | None = ranged("0 to 2; 0 is greedy. Default: the model's own, else 1.", 0, 2)
     top_p: Number | None = ranged("Above 0, at most 1.", 0, 1)
     top_k: Whole | None = ranged("-1 or 0: off.", -1, None)
     min_p: Number | None = ranged("0 to 1.", 0, 1)

@@ -41,6 +41,11 @@ class HttpServer:
         return self._listener.url
 
     @property
+    def batches(self) -> Batches | None:
+        """The batches that are kept; None where there are none."""
+        return self._batches
+
+    @property
     def first_curl(self) -> str:
         """A command to paste; with a key where one is asked for."""
         gateway = self._door.gateway

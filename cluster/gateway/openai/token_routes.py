@@ -31,7 +31,8 @@ def token_routes(door: Door) -> APIRouter:
         """The token ids of a prompt, or of messages in the model's chat template."""
         asked = await door.read(request, TokenizeRequest, DEFAULT)
         check(request, asked.model)
-        token_ids = await _token_ids(door, asked)
+        with gateway.counted(caller_of(request)):
+            token_ids = await _token_ids(door, asked)
         body: dict[str, object] = {
             "count": len(token_ids),
             "max_model_len": gateway.model.max_model_len,
@@ -50,7 +51,9 @@ def token_routes(door: Door) -> APIRouter:
             problem = f"{len(token_ids)} tokens exceed the context of {gateway.model.max_model_len}"
             raise FieldError("tokens", problem, "context_length_exceeded")
         check_token_ids(tuple(token_ids), gateway.model.vocab_size, "tokens")
-        return JSONResponse({"prompt": gateway.tokenizer.decode(token_ids)})
+        with gateway.counted(caller_of(request)):
+            text = await gateway.decode(token_ids)
+        return JSONResponse({"prompt": text})
 
     for path in ("/tokenize", "/v1/tokenize"):
         router.post(path, summary="Text to tokens", responses=ANSWERS, openapi_extra=body_of(TokenizeRequest))(tokenize)
