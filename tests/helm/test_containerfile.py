@@ -15,7 +15,7 @@ from tests.helm.charts import pod_templates, render, values_of
 from tests.house.sources import PACKAGES, ROOT
 
 TEXT = (ROOT / "Containerfile").read_text()
-CUDAS_OWN = ("cupy-cuda13x", "nvidia-ml-py")
+CUDAS_OWN = ("cupy-cuda13x",)
 """Wheels that are resolved where a GPU is: the constraints are made where none is."""
 LINES = re.sub(r"\\\n\s*", "", TEXT).splitlines()
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
