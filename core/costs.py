@@ -30,9 +30,9 @@ class StepWork:
     mixed_context: int = 0
 
     @property
-    def tokens_per_prefill_step(self) -> float:
-        """Prompt tokens of a prefill step, on average."""
-        return self.prefill_tokens / max(1, self.num_prefill_steps)
+    def lines_per_prefill_step(self) -> float:
+        """Prompt tokens and rows of a prefill step, on average."""
+        return (self.prefill_tokens + self.mixed_rows) / max(1, self.num_prefill_steps)
 
     def plus(self, other: "StepWork") -> "StepWork":
         """Both together."""
@@ -84,7 +84,8 @@ class NodeCosts:
     takes its own time. With overlap no step is shorter than that share of a decode step's fixed price.
 
     `prefill_curve` stands in the place of `per_prefill_token_s` where prompt tokens are not in proportion: points of
-    (tokens of a step, seconds that they add to its fixed price), both rising, and empty where one price does.
+    (lines of a step, seconds that they add to its fixed price), both rising, and empty where one price does. A step has
+    a line for each prompt token and each row.
 
     A belief: what predicts from it is corrected by what steps then take. A simulator's truth is something else.
     """
@@ -98,15 +99,15 @@ class NodeCosts:
     overlap: float = 0.0
     prefill_curve: PrefillCurve = ()
 
-    def token_s(self, step_tokens: float) -> float:
-        """What a prompt token adds to a step that has so many of them."""
-        return self.per_prefill_token_s if not self.prefill_curve else curve_price(self.prefill_curve, step_tokens)
+    def token_s(self, num_lines: float) -> float:
+        """What a prompt token adds to a step of so many lines."""
+        return self.per_prefill_token_s if not self.prefill_curve else curve_price(self.prefill_curve, num_lines)
 
-    def for_steps_of(self, step_tokens: float) -> "NodeCosts":
-        """The same with one price for prompt tokens: that of steps which have so many of them."""
+    def for_steps_of(self, num_lines: float) -> "NodeCosts":
+        """The same with one price for prompt tokens: that in steps of so many lines."""
         if not self.prefill_curve:
             return self
-        return replace(self, per_prefill_token_s=self.token_s(step_tokens), prefill_curve=())
+        return replace(self, per_prefill_token_s=self.token_s(num_lines), prefill_curve=())
 
     @property
     def mixed_fixed_s(self) -> float:
@@ -130,7 +131,7 @@ class NodeCosts:
     def seconds(self, work: StepWork) -> float:
         """What so much work takes; of many steps together, all of a kind are taken to be alike."""
         if self.prefill_curve:
-            return self.for_steps_of(work.tokens_per_prefill_step).seconds(work)
+            return self.for_steps_of(work.lines_per_prefill_step).seconds(work)
         seconds = (
             self.prefill_fixed_s * work.num_prefill_steps
             + self.decode_fixed_s * work.num_decode_steps
@@ -155,15 +156,15 @@ class NodeCosts:
         return prompts_s * work.num_mixed_steps / max(1, work.num_prefill_steps), rows_s
 
 
-def curve_price(curve: PrefillCurve, tokens: float) -> float:
-    """Seconds a token of a step with so many: on straight lines between the points, and as at the ends beyond them."""
-    right = bisect_left(curve, (tokens,))
+def curve_price(curve: PrefillCurve, num_lines: float) -> float:
+    """Seconds a token in a step of so many lines: straight between the points, beyond them as at the ends."""
+    right = bisect_left(curve, (num_lines,))
     if right == len(curve):
         return curve[-1][1] / curve[-1][0]
     if not right:
         return curve[0][1] / curve[0][0]
     (x0, y0), (x1, y1) = curve[right - 1], curve[right]
-    return (y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)) / tokens
+    return (y0 + (y1 - y0) * (num_lines - x0) / (x1 - x0)) / num_lines
 
 
 def with_prefill_curve(costs: NodeCosts, alone: Sequence[tuple[int, float]]) -> NodeCosts:

@@ -24,6 +24,6 @@ def _mixed(costs: NodeCosts, step: StepSample) -> tuple[float, float, float]:
     """What grows with a step's prompt tokens, what grows with its rows, and what it took."""
     tokens = step.prefill_tokens
     pairs = tokens * (step.prefill_context + tokens / 2)
-    prompts_s = costs.token_s(tokens) * tokens + costs.per_prefill_pair_s * pairs
+    prompts_s = costs.token_s(tokens + step.rows) * tokens + costs.per_prefill_pair_s * pairs
     rows_s = costs.per_row_s * step.rows + costs.per_row_context_s * step.rows * step.context
     return prompts_s, rows_s, step.median_s

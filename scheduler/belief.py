@@ -71,7 +71,7 @@ class Belief:
 
     def _learn_factors(self, work: StepWork, busy_s: float) -> None:
         base = self.told or NEUTRAL
-        self._two.add(_parts(base.for_steps_of(work.tokens_per_prefill_step), self.factors, work), busy_s)
+        self._two.add(_parts(base.for_steps_of(work.lines_per_prefill_step), self.factors, work), busy_s)
         low, high = TOLD_BOUNDS if self.told else LEARNED_BOUNDS
         start = [self._two.common_scale()] * 2 if self.num_reports == 1 else self.factors
         solved = self._two.solve(start, PRIOR_WEIGHT)

@@ -60,6 +60,11 @@ class Load:
         return Load(rate_rps, self.prompt_tokens, self.output_tokens, self.hit_share)
 
 
+ROWS_BESIDE = 0.25
+"""Rows in a mixed step for each of its prompt tokens, where they are not known: what matters is that a chunk which just
+fits what an engine does cheaply does not fit with them."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeAbility:
     """What a node has: prices, tokens that its pool holds, rows at a time, prompt tokens in one step at most.
@@ -109,14 +114,14 @@ def prefill_s(node: NodeAbility, tokens: float, pairs: float, chunk: int) -> flo
 
 def prefill_beside_s(node: NodeAbility, tokens: float, pairs: float, chunk: int, rows_s: float) -> float:
     """The same in steps with rows, which take `rows_s` of each."""
-    num_steps, grown_s = _steps(node, tokens, pairs, chunk)
+    num_steps, grown_s = _steps(node, tokens, pairs, chunk, ROWS_BESIDE if rows_s else 0.0)
     return num_steps * (node.costs.mixed_s(grown_s, rows_s) if rows_s else node.costs.prefill_s(grown_s))
 
 
-def _steps(node: NodeAbility, tokens: float, pairs: float, chunk: int) -> tuple[int, float]:
-    """How many steps a prompt takes, and what grows of each with it."""
+def _steps(node: NodeAbility, tokens: float, pairs: float, chunk: int, beside: float = 0.0) -> tuple[int, float]:
+    """How many steps a prompt takes, and what grows of each with it; `beside`: rows in them, for each of its tokens."""
     num_steps = math.ceil(max(tokens, 1.0) / chunk)
-    grown_s = tokens * node.costs.token_s(min(tokens, chunk)) + pairs * node.costs.per_prefill_pair_s
+    grown_s = tokens * node.costs.token_s((1.0 + beside) * min(tokens, chunk)) + pairs * node.costs.per_prefill_pair_s
     return num_steps, grown_s / num_steps
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from core.ids import NodeId
 from core.mix import Mix
-from scheduler.closed_forms import NodeAbility
+from scheduler.closed_forms import ROWS_BESIDE, NodeAbility
 from scheduler.layouts import MIN_CHUNK, PlanNode
 
 BEARABLE = 0.8
@@ -16,7 +16,7 @@ def bearable_chunk(node: NodeAbility, chunk: int, tpot_s: float) -> int:
     """The chunk, halved until rows bear a step with it; itself where no half of it does: chunks are not what helps."""
     size, costs = chunk, node.costs
     while size >= MIN_CHUNK:
-        if costs.mixed_s(size * costs.token_s(size), 0.0) <= BEARABLE * tpot_s:
+        if costs.mixed_s(size * costs.token_s((1.0 + ROWS_BESIDE) * size), 0.0) <= BEARABLE * tpot_s:
             return size
         size //= 2
     return chunk

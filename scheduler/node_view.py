@@ -229,7 +229,7 @@ class NodeView:
         self.decode_s = costs.decode_fixed_s + self.rows_s
         self.budget_tokens = max(1, mix.prefill_tokens_per_step)
         self.prefill_fixed_s, self.mixed_fixed_s = costs.prefill_fixed_s, costs.mixed_fixed_s
-        self.token_s, self.overlap = costs.token_s(self.budget_tokens), costs.overlap
+        self.token_s, self.overlap = costs.token_s(self.budget_tokens + self.booked_rows), costs.overlap
         self.curve = costs.prefill_curve
         self.answer_s = max(1e-9, mean_output * (self.decode_s + costs.per_row_s))
         self.window_s = min(LOAD_WINDOW_S[1], max(LOAD_WINDOW_S[0], self.answer_s))
@@ -257,7 +257,7 @@ class NodeView:
         """What grows with a prompt, of the steps that it takes by itself."""
         token_s = self.token_s
         if self.curve and num_tokens < self.budget_tokens:
-            token_s = curve_price(self.curve, num_tokens)
+            token_s = curve_price(self.curve, num_tokens + self.booked_rows)
         return num_tokens * token_s + pairs * self.pair_s
 
     def _steps_s(self, num_steps: float, prompts_s: float) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from core.request import SLO
 from scheduler.closed_forms import (
+    ROWS_BESIDE,
     Load,
     NodeAbility,
     decode_rate_by_pool,
@@ -215,7 +216,9 @@ class ChunkStep:
     def of(cls, node: NodeAbility, load: Load, chunk: int) -> "ChunkStep":
         num = sum(math.ceil(max(tokens, 1.0) / chunk) for tokens, _ in load.computed) / len(load.computed)
         costs = node.costs
-        tokens_s = sum(tokens * costs.token_s(min(tokens, chunk)) for tokens, _ in load.computed) / len(load.computed)
+        lines = 1.0 + ROWS_BESIDE
+        of_all_s = sum(tokens * costs.token_s(lines * min(tokens, chunk)) for tokens, _ in load.computed)
+        tokens_s = of_all_s / len(load.computed)
         grown_s = (tokens_s + load.mean_pairs * costs.per_prefill_pair_s) / num
         fixed_s = costs.mixed_fixed_s
         return cls(num, grown_s, fixed_s - costs.decode_fixed_s, fixed_s - costs.prefill_fixed_s, costs.overlap)

@@ -76,7 +76,7 @@ def _mixed(
     costs: NodeCosts, step_s: Callable[[Chunks, int, int], float], chunk: tuple[int, int], rows: int, context: int
 ) -> tuple[float, float, float]:
     """What grows with a chunk, what grows with the rows beside it, and what both take together."""
-    prompts_s = costs.token_s(chunk[0]) * chunk[0] + costs.per_prefill_pair_s * pairs_of([chunk])
+    prompts_s = costs.token_s(chunk[0] + rows) * chunk[0] + costs.per_prefill_pair_s * pairs_of([chunk])
     return prompts_s, costs.per_row_s * rows + costs.per_row_context_s * context, step_s([chunk], rows, context)
 
 
@@ -94,7 +94,7 @@ class StraightTruth:
         if not chunks:
             return costs.decode_fixed_s + rows_s
         num_tokens = sum(tokens for tokens, _ in chunks)
-        prompts_s = costs.token_s(num_tokens) * num_tokens + costs.per_prefill_pair_s * pairs_of(chunks)
+        prompts_s = costs.token_s(num_tokens + num_rows) * num_tokens + costs.per_prefill_pair_s * pairs_of(chunks)
         return costs.mixed_s(prompts_s, rows_s) if num_rows else costs.prefill_s(prompts_s)
 
     def belief(self) -> NodeCosts:

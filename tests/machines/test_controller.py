@@ -160,7 +160,10 @@ def test_of_unequal_nodes_each_does_what_it_does_better() -> None:
     seed=st.integers(0, 5),
 )
 def test_bounded_load_gives_bounded_changes(phases: list[Phase], seed: int) -> None:
-    """However the load jumps, mixes change no more often than the hold allows, and both phases always have a node."""
+    """However the load jumps, mixes change no more often than the hold allows, and both phases always have a node.
+
+    The first change may be the chunks for a start, which come before there is a plan, and hold none up.
+    """
     config = ControllerConfig()
     bench = Bench(config, seed=seed, slo=PACE)
     for phase in phases:
@@ -170,8 +173,8 @@ def test_bounded_load_gives_bounded_changes(phases: list[Phase], seed: int) -> N
         assert roles & {"decode", "mixed"}
     hold_s = config.restraint.hold_s
     gaps = [b - a for a, b in zip(bench.changed_at, bench.changed_at[1:], strict=False)]
-    assert all(gap >= hold_s - 1e-9 for gap in gaps)
-    assert len(bench.changed_at) <= 1 + bench.now / hold_s
+    assert all(gap >= hold_s - 1e-9 for gap in gaps[1:])
+    assert len(bench.changed_at) <= 2 + bench.now / hold_s
 
 
 # ── what-if ──────────────────────────────────────────────────────────────────────────────────────────────────────────
