@@ -16,7 +16,7 @@ from scheduler.controller import ControllerConfig
 class ClusterOperator:
     """An `Operator` of a live cluster, to be made before it starts.
 
-    Owns: which slots were set by hand and which were drained, and the numbers of the decisions. `count` tells further
+    Owns: which slots were set by hand, which were drained and by which drain, and the decisions. `count` tells further
     counters of this process, by name.
     """
 
@@ -25,7 +25,8 @@ class ClusterOperator:
         self._begun = {slot.name: slot.mix for slot in slots}
         self._controller = controller
         self._set: dict[str, Mix] = {}
-        self._drained: set[str] = set()
+        self._drained: dict[str, int] = {}
+        self._num_drains = 0
         self._feed = DecisionFeed()
         self.count: Callable[[], tuple[tuple[str, int], ...]] = tuple
         cluster.on_decided = self._feed.put
@@ -67,7 +68,8 @@ class ClusterOperator:
         self._record("the operator sets mixes", mixes)
         self._cluster.set_mixes(mixes)
         self._set |= mixes
-        self._drained -= mixes.keys()
+        for slot in mixes:
+            self._drained.pop(slot, None)
 
     def lift_mixes(self, slots: Iterable[str]) -> None:
         """Gives slots back, with the mixes they began with until the controller wants others.
@@ -82,7 +84,7 @@ class ClusterOperator:
         self._cluster.lift_mixes(slots)
         for name in by_hand:
             self._set.pop(name, None)
-            self._drained.discard(name)
+            self._drained.pop(name, None)
 
     def add_node(self, slot: NodeSlot) -> None:
         """One more slot. Raises ConfigError for a name in use."""
@@ -93,20 +95,21 @@ class ClusterOperator:
         """Gives a slot up, with the node in it. Raises ConfigError for an unknown name."""
         self._begun.pop(slot, None)
         self._set.pop(slot, None)
-        self._drained.discard(slot)
+        self._drained.pop(slot, None)
         await self._cluster.remove_node(slot)
 
     async def drain(self, slot: str, for_restart: bool = False) -> int:
         """Closes a slot and waits until its node is empty; how many attempts were left.
 
-        `for_restart`: the node after this one has the slot's mix again.
+        `for_restart`: the node after this one has the slot's mix again, unless the slot was drained anew meanwhile.
         """
         closed = replace(self._begun[slot], accepts_prefill=False, accepts_decode=False)
         self._record("the operator drains a node", {slot: closed})
-        self._drained.add(slot)
+        self._num_drains = number = self._num_drains + 1
+        self._drained[slot] = number
         num_left = await self._cluster.drain(slot)
-        if for_restart and slot in self._drained:
-            self._drained.discard(slot)
+        if for_restart and self._drained.get(slot) == number:
+            del self._drained[slot]
             self._cluster.reopen(slot, self._set.get(slot, self._begun[slot]))
         return num_left
 

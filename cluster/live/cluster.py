@@ -31,6 +31,9 @@ from core.mix import Mix
 from core.whatif import WhatIfAsked
 
 LOG = logging.getLogger("penstock.head")
+
+ASKED_AGAIN_S = 0.05
+"""A node is a member a moment before the scheduler hears of it; a drain that came between is asked for again."""
 MAX_DECISIONS = 256
 
 
@@ -204,14 +207,28 @@ class LiveCluster:
         """
         self._check_names((slot,))
         self._mixes[slot] = replace(self._mixes[slot], accepts_prefill=False, accepts_decode=False)
-        node = next((state.node for state in self._head.nodes() if state.slot == slot), None)
-        if node is None:
-            return 0
+        while (state := self._node_of(slot)) is not None:
+            num_left = await self._drained(state.node)
+            if num_left or not self._is_passed_over(slot, state.node):
+                return num_left
+            await asyncio.sleep(ASKED_AGAIN_S)
+        return 0
+
+    def _node_of(self, slot: str) -> NodeState | None:
+        return next((state for state in self._head.nodes() if state.slot == slot), None)
+
+    async def _drained(self, node: NodeId) -> int:
         drained = self._draining.get(node)
         if drained is None:
             drained = self._draining[node] = asyncio.get_running_loop().create_future()
             self._head.tell(SCHEDULER, DrainAsked(node))
         return await asyncio.shield(drained)
+
+    def _is_passed_over(self, slot: str, node: NodeId) -> bool:
+        """Whether a node is still open, though nobody opened it: the scheduler had not heard of it then."""
+        state = self._node_of(slot)
+        is_open = state is not None and state.node == node and state.mix.role != "closed"
+        return is_open and self._mixes[slot].role == "closed"
 
     def _on_told(self, event: Event, now: float) -> None:
         """What the scheduler tells the operator; ticks mean nothing here."""

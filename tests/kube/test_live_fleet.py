@@ -155,6 +155,8 @@ def test_drains_are_called_off_and_slots_that_only_start_are_given_up() -> None:
         fleet.drain(name)
         await until(lambda: phases(fleet)[name] is Phase.EMPTY)
         fleet.keep(name)
+        await until(lambda: service_nodes(service)[name].mix.role == "closed")
+        await asyncio.sleep(0.3)
         assert service_nodes(service)[name].mix.role == "closed", "a human has drained it"
         fleet.drain(name)
         await until(lambda: phases(fleet)[name] is Phase.EMPTY)
