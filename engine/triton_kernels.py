@@ -1,6 +1,6 @@
 """Triton kernels between matrix products: norms, the gated activation, and storing a step's keys and values.
 
-All compute in float32 and round once, to the type of their output. Their sizes are as reckoned, not tuned. The shapes of
+All compute in float32 and round once, to the type of their output. Their sizes are reckoned, not tuned. The shapes of
 their grids are argued for an H200 (132 multiprocessors, 4.3 TB/s copied): a program should move some KiB, so that its
 start of about a microsecond is hidden behind others, and a single line should still be spread over many programs.
 """
