@@ -6,7 +6,7 @@ per second B = λ·L·t. A prompt takes T_p alone. All rates are requests per se
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from core.costs import NodeCosts
@@ -58,6 +58,14 @@ class Load:
     def at(self, rate_rps: float) -> "Load":
         """The same lengths at another rate."""
         return Load(rate_rps, self.prompt_tokens, self.output_tokens, self.hit_share)
+
+    def leaning(self, logarithm: float) -> "Load":
+        """Longer prompts and shorter answers: the ratio of their tokens is multiplied by e to that power."""
+        factor = math.exp(logarithm / 2)
+        prompts = tuple(max(1, round(n * factor)) for n in self.prompt_tokens)
+        return replace(
+            self, prompt_tokens=prompts, output_tokens=tuple(max(1, round(n / factor)) for n in self.output_tokens)
+        )
 
 
 ROWS_BESIDE = 0.25

@@ -19,6 +19,7 @@ from scheduler.capacity import Capacity, CapacityConfig
 from scheduler.closed_forms import Load
 from scheduler.config import SchedulerConfig
 from scheduler.first_chunks import first_chunks
+from scheduler.hedging import hedged
 from scheduler.layouts import Floors, Option, PlanNode, Search
 from scheduler.load_meter import LoadMeter, MeterConfig
 from scheduler.plan_nodes import LinkMeter, plan_nodes
@@ -30,6 +31,9 @@ from scheduler.view import ClusterView
 
 OTHER_LOAD = 1.5
 """A load is another one where tokens in or out are so many times as many or as few."""
+
+ALARMING_DOUBT = 0.3
+"""With more, a load that seems too much is no alarm yet: too few requests came, too few answers ended."""
 
 ENOUGH = 0.95
 """Of what is planned for: whoever is forecast to meet so much is not changed for having little room beyond."""
@@ -181,10 +185,11 @@ class Controller:
             found = search.options()
             if max(map(_attainment, found)) >= goal.target:
                 break  # where more than what comes is too much, the best is what serves most of what comes
-        corrected = [self.replays.corrected(option, load.rate_rps, now) for option in found]
-        options = sorted(corrected, key=lambda option: -option.forecast.goodput_rps)
         key = search.current().key
-        current = next(option for option in options if option.key == key)
+        found.sort(key=lambda option: option.key != key)
+        probable = hedged(nodes, found, load, goal, self._meter.doubt(comes))
+        current, *_ = corrected = [self.replays.corrected(option, load.rate_rps, now) for option in probable]
+        options = sorted(corrected, key=lambda option: -option.forecast.goodput_rps)
         uncorrected = {option.key: option for option in found}
         return _Plan(nodes, comes, load, goal, current, options, uncorrected, is_stepped)
 
@@ -209,14 +214,15 @@ class Controller:
         changes = changes_of(plan.nodes, list(best.key))
         gain = plan.gain(best)
         asks = self._ask(plan, view, gain, now)
-        if self.config.replays is not None and self.replays.is_waiting(now) and not plan.is_stepped:
+        if self.config.replays is not None and self.replays.is_waiting(now):
             return Verdict((), tuple(asks))
         share, is_other = len(changes) / len(plan.nodes), _differs(plan.load, self._chosen_for)
-        if not self.restraint.may_change(changes, share, gain, now, is_other_load=is_other):
+        num = self._meter.num_arrivals
+        if not self.restraint.may_change(changes, share, gain, now, num_known=num, is_other_load=is_other):
             return Verdict((), tuple(asks))
         if self.config.advises:
             return Verdict((), (*asks, *self._advise(plan, best, changes, now)))
-        self.restraint.changed(changes, now)
+        self.restraint.changed(changes, now, num_known=num)
         self._chosen_for = plan.load
         kind = kind_of_change(changes)
         told = self._tell(plan, kind, best, changes, sentence_of(plan.current, best, changes, plan.is_stepped), now)
@@ -254,7 +260,8 @@ class Controller:
             key=_attainment,
         )
         needed = self.config.target + (0.02 if self.is_infeasible else 0.0)
-        if (best.forecast.attainment < needed) == self.is_infeasible:
+        is_known = self._meter.doubt(plan.comes) < ALARMING_DOUBT
+        if (best.forecast.attainment < needed and is_known) == self.is_infeasible:
             self._contrary_since = None
             return []
         self._contrary_since = now if self._contrary_since is None else self._contrary_since

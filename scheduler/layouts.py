@@ -128,12 +128,14 @@ class Search:
         return self._option(tuple(node.mix for node in self.nodes))
 
     def options(self) -> list[Option]:
-        """What is, the aggregated and the disaggregated layouts, and the best between; best first."""
+        """What is, the best aggregated, disaggregated and between, and neighbours of the best and of the best
+        disaggregated; best first."""
         self.current()
         for shape in self._screened():
             self._option(self._mixes(shape))
-        best = max(self._found.values(), key=lambda option: option.forecast.goodput_rps)
-        for shape in self._around(best):
+        ordered = sorted(self._found.values(), key=lambda option: -option.forecast.goodput_rps)
+        apart = next((option for option in ordered if option.kind == "disaggregated"), ordered[0])
+        for shape in (*self._around(ordered[0]), *self._around(apart)):
             self._option(self._mixes(shape))
         return sorted(self._found.values(), key=lambda option: -option.forecast.goodput_rps)
 

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import log
+from math import log, sqrt
 from typing import Protocol
 
 from core.events import RequestArrived
@@ -12,6 +12,7 @@ from core.ids import NodeId, RequestId
 from core.request import SLO
 from core.stats import NodeStats
 from scheduler.closed_forms import Load
+from scheduler.lengths import PRIOR_WEIGHT
 
 GOLDEN = 0.618033988749895
 """Its multiples, less their whole parts, are spread evenly however many of them there are."""
@@ -138,14 +139,15 @@ class LoadMeter:
             return None
         if self._num_answers < self._config.min_arrivals and now - self._began_at < self._config.answers_s:
             return None
-        span_s = now - max(self._since, now - self._config.window_s)
+        began_at = max(self._since, now - self._config.window_s)
         if len(self._arrived) == self._max_arrivals:
-            span_s = now - self._arrived[0].at
+            began_at = self._arrived[0].at
+        span_s, num = now - began_at, len(self._arrived) - (self._arrived[0].at <= began_at)
         if span_s < self._config.min_span_s:
             return None
         prompts = _spread(sorted(each.prompt_tokens for each in self._arrived))
         outputs = _spread(sorted(each.output_tokens for each in self._arrived))
-        load = Load(len(self._arrived) / span_s, prompts, outputs, round(self._hit_share, 3))
+        load = Load(num / span_s, prompts, outputs, round(self._hit_share, 3))
         factor = self._output_factor(load)
         return replace(load, output_tokens=tuple(max(1, round(n * factor)) for n in outputs))
 
@@ -159,10 +161,22 @@ class LoadMeter:
             return 1.0
         return min(1.0, SHORTER * decoded / finished / load.mean_output)
 
+    def doubt(self, load: Load) -> float:
+        """How far the ratio of prompts' to answers' tokens may be from what `load`, the last one, says: the standard
+        deviation of its logarithm, as the means of so many prompts and answers vary."""
+        of_prompts = load.context_spread - 1.0
+        of_answers = sum(n * n for n in load.output_tokens) / len(load.output_tokens) / load.mean_output**2 - 1.0
+        return sqrt(of_prompts / len(self._arrived) + of_answers / (self._num_answers + PRIOR_WEIGHT))
+
     def slo(self) -> SLO | None:
         """What most requests of late were promised; None where nothing was."""
         counts = Counter(each.slo for each in self._arrived if each.slo is not None)
         return counts.most_common(1)[0][0] if counts else None
+
+    @property
+    def num_arrivals(self) -> int:
+        """Those of the window."""
+        return len(self._arrived)
 
     def arrivals(self) -> tuple[Arrived, ...]:
         """Those of the window, oldest first."""

@@ -15,6 +15,9 @@ from scheduler.load_meter import Arrived
 BOUNDS = (0.2, 3.0)
 """How far an answer may lead a forecast."""
 
+NEWS = 0.5
+"""What an answer weighs beside those before it: one sample of arrivals says little of a layout near its limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayConfig:
@@ -121,7 +124,9 @@ class Replays:
         ]
         if now - self._answered_at > self.config.lasts_s:
             self._by_key.clear()
-        self._by_key |= {option.key: (option.kind, f) for option, f in zip(self._open, factors, strict=True)}
+        for option, factor in zip(self._open, factors, strict=True):
+            before = self._by_key.get(option.key, (option.kind, factor))[1]
+            self._by_key[option.key] = option.kind, before + NEWS * (factor - before)
         kinds: dict[str, list[float]] = {}
         for kind, factor in self._by_key.values():
             kinds.setdefault(kind, []).append(factor)

@@ -17,7 +17,8 @@ class RestraintConfig:
 
     A change that takes something back, under a load like that of the last change, comes `reversal_hold_s` after it
     where it gains `min_gain`, earlier where it gains more; `again_factor` times later for each one of the last
-    `memory_s`. For `settling_s` after the load stepped the first plan counts, and one change may take anything back.
+    `memory_s`. For `settling_s` after the load stepped the first plan counts, and one change may take anything back. A
+    change that rested on few requests may be taken back as well when `better_known` times as many have come.
     """
 
     min_gain: float = 0.05
@@ -30,6 +31,7 @@ class RestraintConfig:
     again_factor: float = 4.0
     memory_s: float = 600.0
     settling_s: float = 15.0
+    better_known: float = 3.0
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Restraint:
     num_changes: int = 0
     num_reversals: int = 0
     _changed_at: float | None = None
+    _num_known: int = 0
     _stepped_at: float = float("-inf")
     _direction: float = 0.0
     _roles_before: dict[NodeId, str] = field(default_factory=dict)
@@ -60,11 +63,19 @@ class Restraint:
         return now < self._stepped_at + self.config.settling_s
 
     def may_change(
-        self, changes: Mapping[PlanNode, str], share: float, gain: float, now: float, *, is_other_load: bool
+        self,
+        changes: Mapping[PlanNode, str],
+        share: float,
+        gain: float,
+        now: float,
+        *,
+        num_known: int,
+        is_other_load: bool,
     ) -> bool:
         """Whether to take a layout that gains so much (a share) and changes nodes (a share of all) to other roles.
 
-        `is_other_load`: what comes now is clearly not what the layout of now was chosen for.
+        The plan rests on `num_known` requests. `is_other_load`: what comes now is clearly not what the layout of now
+        was chosen for.
         """
         config = self.config
         if gain < config.small_gain:
@@ -78,7 +89,8 @@ class Restraint:
             return False
         since_s = float("inf") if self._changed_at is None else now - self._changed_at
         is_first = self.is_settling(now) and (self._changed_at is None or self._changed_at < self._stepped_at)
-        is_free = is_first or is_other_load or not self._is_reversal(changes)
+        is_known = num_known >= config.better_known * self._num_known
+        is_free = is_first or is_known or is_other_load or not self._is_reversal(changes)
         return since_s >= (config.hold_s if is_free else self._reversal_hold_s(gain, now))
 
     def _reversal_hold_s(self, gain: float, now: float) -> float:
@@ -87,15 +99,16 @@ class Restraint:
         hold_s = config.reversal_hold_s * min(1.0, config.min_gain / gain) ** 2
         return max(config.hold_s, hold_s * config.again_factor**recent)
 
-    def changed(self, changes: Mapping[PlanNode, str], now: float) -> None:
-        """A layout was taken."""
+    def changed(self, changes: Mapping[PlanNode, str], now: float, *, num_known: int) -> None:
+        """A layout was taken, by a plan that rests on so many requests."""
         self.num_changes += 1
         if self._is_reversal(changes):
             self.num_reversals += 1
             self._reversed_at = [at for at in self._reversed_at if now - at < self.config.memory_s] + [now]
         self._direction = _direction(changes) or self._direction
         self._roles_before |= {node.node: node.mix.role for node, role in changes.items() if role != node.mix.role}
-        self._changed_at, self._num_confirmed, self._better_since = now, 0, None
+        self._changed_at, self._num_known = now, num_known
+        self._num_confirmed, self._better_since = 0, None
 
     def _is_reversal(self, changes: Mapping[PlanNode, str]) -> bool:
         """Takes a role back that a node had before its last change, or turns from more prefill to more decode."""

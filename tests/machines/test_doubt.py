@@ -1,0 +1,86 @@
+"""Plans that rest on few requests: what they are hedged with, and how soon they may be taken back."""
+
+import pytest
+
+from core.ids import NodeId
+from core.mix import mix_of
+from core.request import SLO
+from core.whatif import WhatIfAnswered
+from scheduler.closed_forms import Load, NodeAbility
+from scheduler.hedging import LEAST_DOUBT, hedged
+from scheduler.layouts import Option, PlanNode, Search
+from scheduler.plans import Forecaster, Goal
+from scheduler.replays import NEWS, ReplayConfig, Replayed, Replays
+from scheduler.restraint import Restraint, RestraintConfig
+from tests.machines.controlled import COSTS
+from tests.machines.test_load_meter import Feed
+
+GOAL = Goal(SLO(2.0, 0.008))
+ABILITY = NodeAbility(COSTS, 800_000, 256, 8192)
+NODES = [PlanNode(NodeId(f"n{i}"), ABILITY, mix_of("mixed", 8192, 256)) for i in range(4)]
+LOAD = Load(35.0, (1000, 2000, 4000), (100, 200, 300))
+
+
+def options(load: Load) -> list[Option]:
+    return Search(NODES, Forecaster(load, GOAL)).options()
+
+
+def test_a_load_that_leans_has_another_ratio_and_as_much_work() -> None:
+    lean = LOAD.leaning(0.5)
+    before, after = LOAD.mean_prompt / LOAD.mean_output, lean.mean_prompt / lean.mean_output
+    assert after / before == pytest.approx(2.718**0.5, rel=0.01)
+    assert lean.mean_prompt * lean.mean_output == pytest.approx(LOAD.mean_prompt * LOAD.mean_output, rel=0.01)
+
+
+def test_without_doubt_forecasts_are_what_they_were() -> None:
+    found = options(LOAD)
+    assert hedged(NODES, found, LOAD, GOAL, LEAST_DOUBT / 2) == found
+
+
+def test_under_doubt_a_division_that_only_one_ratio_bears_is_worth_less() -> None:
+    found = options(LOAD)
+    by_key = {option.key: option for option in hedged(NODES, found, LOAD, GOAL, 0.6)}
+    assert found[0].key in by_key
+    apart = max((o for o in found if o.kind == "disaggregated"), key=lambda o: o.forecast.goodput_rps)
+    assert by_key[apart.key].forecast.goodput_rps < 0.95 * apart.forecast.goodput_rps
+    assert {"aggregated", "disaggregated", "between"} <= {option.kind for option in by_key.values()}
+
+
+def test_what_is_stands_first_whatever_it_is_worth() -> None:
+    found = options(LOAD)
+    worst = min(found, key=lambda option: option.forecast.goodput_rps)
+    rest = [option for option in found if option.key != worst.key]
+    assert hedged(NODES, [worst, *rest], LOAD, GOAL, 0.6)[0].key == worst.key
+
+
+def test_doubt_falls_as_requests_come_and_answers_end() -> None:
+    few = Feed().run(3, 5, 1000)
+    many = Feed().run(30, 5, 1000)
+    of_few, of_many = (feed.meter.load(feed.now) for feed in (few, many))
+    assert of_few is not None
+    assert of_many is not None
+    assert few.meter.doubt(of_few) > 1.5 * many.meter.doubt(of_many) > 0.0
+
+
+def test_a_change_that_rested_on_few_requests_is_taken_back_when_three_times_as_many_came() -> None:
+    restraint = Restraint(RestraintConfig(settling_s=0.0, num_confirmations=1))
+    there = dict.fromkeys(NODES[:2], "prefill")
+    restraint.changed(there, 10.0, num_known=8)
+    split = [PlanNode(node.node, ABILITY, mix_of("prefill", 8192, 256)) for node in NODES[:2]]
+    back = dict.fromkeys(split, "mixed")
+    assert not restraint.may_change(back, 0.5, 0.1, 20.0, num_known=23, is_other_load=False)
+    assert restraint.may_change(back, 0.5, 0.1, 20.0, num_known=24, is_other_load=False)
+    restraint.changed(back, 20.0, num_known=24)
+    assert not restraint.may_change(there, 0.5, 0.1, 30.0, num_known=71, is_other_load=False)
+    assert restraint.num_reversals == 1
+
+
+def test_one_replay_does_not_undo_what_those_before_it_said() -> None:
+    replays, found = Replays(ReplayConfig(min_span_s=1.0)), options(LOAD)[:2]
+    feed = Feed().run(10, 12, 2000)
+    for number, factor in ((1, 1.0), (2, 1.4)):
+        replays.ask([], found, feed.meter.arrivals(), Replayed(LOAD, GOAL.slo, 1e10), 20.0 * number)
+        answer = WhatIfAnswered(number, tuple(factor * option.forecast.goodput_rps for option in found))
+        assert replays.take(answer, 20.0 * number + 1)
+    told = replays.corrected(found[0], 1000.0, 50.0).forecast.goodput_rps / found[0].forecast.goodput_rps
+    assert told == pytest.approx(1.0 + NEWS * 0.4)
