@@ -30,6 +30,7 @@ from core.events import (
     Submitted,
     Tick,
 )
+from core.flushing import FlushAsked, Flushed
 from core.ids import SCHEDULER, AttemptId, LayoutId, NodeId
 from core.kv import KVLayout
 from core.mix import Mix
@@ -190,6 +191,8 @@ class Node:
             case MixChanged(mix):
                 self._on_mix(mix)
                 return []
+            case FlushAsked(flush):
+                return [Tell(SCHEDULER, Flushed(self.node, flush, self.pool.flush()))]
             case Tick():
                 return self._on_tick(now)
             case _:

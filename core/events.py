@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from core.decisions import CapacityTarget, Decided, OverrideLifted
 from core.errors import ErrorInfo
+from core.flushing import FlushAsked, Flushed
 from core.goodput import Outcome
 from core.ids import AttemptId, GatewayId, NodeId, RequestId
 from core.kv import KVHandle
@@ -223,8 +224,7 @@ class PrefillDone:
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The first sealed blocks of an attempt, with all that the decode node must know; `done` where one chunk was
-    all."""
+    """The first sealed blocks of an attempt, with all that the decode node must know; `done`: one chunk was all."""
 
     attempt: AttemptId
     request: Request
@@ -365,8 +365,7 @@ class RequestEnded:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """A drain is over: the node is empty, or time is over, or it is gone, or has a new mix. `num_left` attempts were
-    there then."""
+    """A drain is over: the node is empty, time is over, it is gone, or has a new mix; `num_left` attempts were left."""
 
     node: NodeId
     num_left: int
@@ -387,14 +386,15 @@ SchedulerEvent = (
     | OverrideLifted
     | WhatIfAnswered
     | DrainAsked
+    | Flushed
     | Stayed
     | Tick
 )
 PrefillEvent = Submitted | Claimed | LeasesRenewed | LeaseReleased | Lent | Fenced
 HandoffEvent = Offered | Sealed | ClaimAnswered | KVArrived | KVFailed
 DecodeEvent = HandoffEvent | MigrateAsked
-SharedEvent = Dropped | StepDone | StepFailed | PeerLost | MixChanged | Tick
+SharedEvent = Dropped | StepDone | StepFailed | PeerLost | MixChanged | FlushAsked | Tick
 NodeEvent = PrefillEvent | DecodeEvent | SharedEvent
 GatewayEvent = TokensEmitted | AttemptLost | RequestEnded | Tick
-OperatorEvent = Drained | Decided | CapacityTarget
+OperatorEvent = Drained | Flushed | Decided | CapacityTarget
 Event = SchedulerEvent | NodeEvent | GatewayEvent | OperatorEvent | WhatIfAsked

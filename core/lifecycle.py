@@ -278,8 +278,7 @@ DECODE = Table(
         (_D.CLAIMING, events.PeerLost, "claiming gone", "its lender: cancel the reservation, kv_lost"),
         (_D.CLAIMING, events.Tick, "claiming gone", "no answer in time: cancel, `LeaseReleased`, kv_lost"),
         (_D.FETCHING, events.Sealed, "fetching decoding", "`FetchKV` of the new part"),
-        (_D.FETCHING, events.KVArrived, "fetching decoding", "the next part; all there: commit, the row joins, "
-         "`LeaseReleased`"),
+        (_D.FETCHING, events.KVArrived, "fetching decoding", "the next part; all there: a row joins, `LeaseReleased`"),
         (_D.FETCHING, events.ClaimAnswered, "ending gone", "refused: the lender's prefill failed, the rest will not "
          "come: as a failed fetch"),
         (_D.FETCHING, events.KVFailed, "ending gone", "quarantine until no fetch is open; `LeaseReleased`; report"),
@@ -343,6 +342,7 @@ BLOCK = Table(
         (_B.FREE, _V.ALLOCATE, "filling reserved in_use", "generation + 1; for a prompt, a handoff, or a growing row"),
         (_B.CACHED, _V.ALLOCATE, "filling reserved in_use", "the oldest, when none is free; its content is forgotten"),
         (_B.CACHED, _V.SHARE, "sealed", "a prefix hit of the same tenant"),
+        (_B.CACHED, _V.FREE, "free", "the operator wants no prefix kept; its content is forgotten"),
         (_B.FILLING, _V.SEAL, "sealed", "full, or the prompt's last; digested: it never changes again"),
         (_B.FILLING, _V.ADOPT, "in_use", "decoded on this node, not yet full"),
         (_B.FILLING, _V.QUARANTINE, "quarantined", "its attempt is over while a step may write it"),

@@ -130,6 +130,16 @@ class BlockPool:
         self._move_all(free, BlockState.FREE)
         self._free += free
 
+    def flush(self) -> int:
+        """Forget the content of all cached blocks, which are free then; how many there were. Nobody has any of them."""
+        flushed = list(self._cached)
+        self._cached.clear()
+        for block in flushed:
+            self._forget(block)
+        self._move_all(flushed, BlockState.FREE)
+        self._free += flushed
+        return len(flushed)
+
     # ── what becomes of a block while it is held ─────────────────────────────────────────────────────────────────────
 
     def seal(self, block: int, digest: bytes, key: bytes | None) -> None:

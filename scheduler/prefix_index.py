@@ -52,6 +52,12 @@ class PrefixIndex:
             self._clear(key, self._bits[node])
         del self._bits[node], self._capacity[node]
 
+    def empty(self, node: NodeId) -> None:
+        """A node holds nothing any more; what is computed there from now on it will hold again."""
+        for key in self._held[node]:
+            self._clear(key, self._bits[node])
+        self._held[node].clear()
+
     def add(self, node: NodeId, keys: Sequence[bytes]) -> None:
         """A node holds these prefixes, or will have computed them before anybody could ask."""
         held, bit, masks = self._held[node], self._bits[node], self._masks

@@ -26,8 +26,9 @@ from core.events import (
     StreamSilent,
     Tick,
 )
+from core.flushing import Flushed
 from core.goodput import Outcome
-from core.ids import AttemptId, GatewayId, NodeId, RequestId, request_of
+from core.ids import OPERATOR, AttemptId, GatewayId, NodeId, RequestId, request_of
 from core.lifecycle import RequestState
 from core.membership import GatewayLost
 from core.whatif import WhatIfAnswered
@@ -158,6 +159,9 @@ class Scheduler:
                 return self.ratio.answer(event, now)
             case DrainAsked(node):
                 return self.mover.drain(node, now) + self.ratio.cover()
+            case Flushed(node):
+                self.view.flush(node)
+                return [Tell(OPERATOR, event)]
             case Stayed():
                 return self._on_stayed(event, now)
             case StatsReported(node, stats):

@@ -87,6 +87,11 @@ class ClusterView:
         if view is not None:
             view.believe(stats, now)
 
+    def flush(self, node: NodeId) -> None:
+        """The node has forgotten the KV that nobody used."""
+        if node in self.nodes:
+            self.prefixes.empty(node)
+
     def refresh(self) -> None:
         """Bring the orders up to date. Cheap where little has changed; called by whoever is about to choose."""
         if not self._changed:

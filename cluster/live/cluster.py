@@ -12,6 +12,7 @@ from cluster.gateway.cluster_state import ClusterState as GatewayView
 from cluster.gateway.cluster_state import NodeState as GatewayNode
 from cluster.gateway.keys import AccessSettings
 from cluster.live.config import LiveConfig, NodeSlot
+from cluster.live.flushing import Flushes
 from cluster.live.gateways import Gateways, News
 from cluster.live.handshake import ClusterToken
 from cluster.live.head import Handle, Head, NodeState
@@ -26,6 +27,7 @@ from core.commands import Command, Tell
 from core.decisions import CapacityTarget, Decided, Decision, DecisionKind, OverrideLifted
 from core.errors import ConfigError
 from core.events import DrainAsked, Drained, Event, GatewayEvent, Overridden, SchedulerEvent
+from core.flushing import Flushed
 from core.ids import OPERATOR, PLANNER, SCHEDULER, GatewayId, NodeId
 from core.mix import Mix
 from core.whatif import WhatIfAsked
@@ -81,6 +83,7 @@ class LiveCluster:
         self._head = Head(f"head@{secrets.token_hex(4)}", self._token, config.timers)
         self._supervisor = Supervisor(self._launcher, self._head, self._order, on_progress)
         self._draining: dict[NodeId, asyncio.Future[int]] = {}
+        self._flushes = Flushes(self._head.tell)
         self._gateways: Gateways | None = None
         self._planning = Planning(lambda answer: self._head.tell(SCHEDULER, answer))
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
@@ -214,6 +217,11 @@ class LiveCluster:
             await asyncio.sleep(ASKED_AGAIN_S)
         return 0
 
+    async def flush(self) -> dict[str, int | None]:
+        """Has every node forget the KV that nobody uses; blocks by slot, None where there was no answer in time."""
+        slots = {state.node: state.slot for state in self._head.nodes()}
+        return {slots[node]: freed for node, freed in (await self._flushes.ask(slots)).items()}
+
     def _node_of(self, slot: str) -> NodeState | None:
         return next((state for state in self._head.nodes() if state.slot == slot), None)
 
@@ -239,6 +247,8 @@ class LiveCluster:
             LOG.log(level, "%s", event.decision)
         elif isinstance(event, CapacityTarget):
             self.capacity = event
+        elif isinstance(event, Flushed):
+            self._flushes.take(event)
         elif isinstance(event, Drained) and event.node in self._draining:
             drained = self._draining.pop(event.node)
             if not drained.done():

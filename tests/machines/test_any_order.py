@@ -26,7 +26,8 @@ from core.events import (
     Submitted,
     Tick,
 )
-from core.ids import AttemptId, LayoutId, RequestId, attempt_id
+from core.flushing import FlushAsked, Flushed
+from core.ids import SCHEDULER, AttemptId, LayoutId, RequestId, attempt_id
 from core.kv import KVHandle, block_keys, tail_key
 from core.lifecycle import DecodeState
 from core.mix import mix_of
@@ -147,6 +148,12 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         for command in self.handle(PeerLost(D)):
             if isinstance(command, Revoke):
                 self.handle(Fenced(command.attempt, command.reader))
+
+    @rule()
+    def flush(self) -> None:
+        num_cached = self.node.pool.counts().cached
+        commands = self.handle(FlushAsked(1))
+        assert commands[0] == Tell(SCHEDULER, Flushed(P, 1, num_cached))
 
     @rule(seconds=st.sampled_from((0.1, 11.0)))
     def tick(self, seconds: float) -> None:

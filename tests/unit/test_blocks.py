@@ -132,6 +132,19 @@ def test_what_is_unpublished_is_found_by_nobody_and_is_free_at_the_end() -> None
     pool.check()
 
 
+def test_a_flush_frees_what_nobody_has_and_nothing_else() -> None:
+    pool = BlockPool(6)
+    sealed(pool, 4)
+    shared = pool.share(KEYS[:2])
+    assert pool.flush() == 2
+    assert (pool.num_known(KEYS), pool.counts().cached, pool.counts().free) == (2, 0, 4)
+    pool.check()
+    pool.free(shared)
+    assert (pool.counts().cached, pool.flush(), pool.flush()) == (2, 2, 0)
+    assert (pool.num_known(KEYS), pool.counts().free) == (0, 6)
+    pool.check()
+
+
 def test_looking_for_a_prefix_takes_nothing() -> None:
     pool = BlockPool(4)
     sealed(pool, 3)
@@ -256,6 +269,12 @@ class AnyOrderOfUse(RuleBasedStateMachine):
         self.pool.unpublish(table)
         for block in table:
             self.content.pop((block, *self.pool.generations((block,))), None)
+
+    @rule()
+    def flush(self) -> None:
+        room = self.pool.num_available
+        self.pool.flush()
+        assert (self.pool.num_available, self.pool.counts().cached) == (room, 0)
 
     @invariant()
     def the_books_add_up(self) -> None:

@@ -48,6 +48,19 @@ def test_a_node_that_is_lost_holds_nothing_and_leaves_its_bit_to_the_next() -> N
     index.check()
 
 
+def test_a_node_that_was_flushed_holds_nothing_and_may_hold_again() -> None:
+    index = PrefixIndex()
+    a, b = index.join(A, 10), index.join(B, 10)
+    index.add(A, keys("x", 4))
+    index.add(B, keys("x", 2))
+    index.empty(A)
+    assert index.deepest(keys("x", 4)) == (2, b)
+    index.check()
+    index.add(A, keys("x", 3))
+    assert index.deepest(keys("x", 4)) == (3, a)
+    index.check()
+
+
 def test_what_turned_out_to_be_gone_is_forgotten() -> None:
     index = PrefixIndex()
     bit = index.join(A, 10)
