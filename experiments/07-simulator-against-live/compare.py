@@ -1,19 +1,21 @@
 """What both parts of experiment 07 compare: a live run and simulations of it, by figures and by stages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from cluster.cost_sources import NodeKind
 from cluster.fleet_plan import Arm, Recipe
 from cluster.load_report import STAGES, account_of, latencies
-from cluster.report_file import Sample
+from cluster.report_file import Figure, Sample, write_report
 from cluster.simulated.shared_links import FleetLinks
 from cluster.simulation import Simulated, simulate
 from cluster.workload.items import Workload
 from cluster.workload.served import ServedRequest
+from cluster.workload.spec import workload_of
 from core.request import SLO
-from experiments.arms import mean
-from experiments.live import APART, LARGEST_CHUNK, MAX_NUM_SEQS, together
+from experiments.arms import mean, say
+from experiments.live import APART, LARGEST_CHUNK, MAX_NUM_SEQS, LiveArm, together
 
 WORKLOAD = "lengths,in=uniform:128:768,out=uniform:100:300"
 LAYOUTS = ((together(64), Arm(0, 0, 2)), (APART, Arm(1, 1, 0)))
@@ -47,6 +49,50 @@ class Compared:
         """Of the simulation, as a share of what was measured; where that was nothing, none or endless."""
         told, measured = self.simulated[model][name], self.live[name]
         return told / measured - 1 if measured else float("inf") if told else 0.0
+
+
+CompareOne = Callable[[LiveArm, Arm, Workload], Compared]
+"""One layout under one trace, live and simulated."""
+
+
+def compare_all(
+    rates: Sequence[float], seconds: float, seed: int, compare: CompareOne, pace: float = 1.0
+) -> list[Compared]:
+    """Every layout at every rate, for so many seconds; where all lasts `pace` times as long, so do the gaps. Each is
+    said when it is over."""
+    found = list[Compared]()
+    for rate in rates:
+        workload = workload_of([f"{WORKLOAD},rate={rate / pace:g},seconds={seconds:g}"], seed).workload
+        for layout, arm in LAYOUTS:
+            found.append(compare(layout, arm, workload))
+            say(sentence_of(found[-1]))
+    return found
+
+
+def error_figures(found: Sequence[Compared], model: str, ending: str = "") -> dict[str, Figure]:
+    """Errors of one simulation over all layouts and rates; their names end in `ending`."""
+    errors = [abs(each.error(model, name)) for each in found for name in COMPARED]
+    figures: dict[str, Figure] = {f"error_median{ending}": median(errors), f"error_worst{ending}": max(errors)}
+    for name in COMPARED:
+        figures[f"error_worst_{name}{ending}"] = max(abs(each.error(model, name)) for each in found)
+    return figures
+
+
+def disturbance_figures(found: Sequence[Compared]) -> dict[str, Figure]:
+    """What else happened on the machine while the live runs lasted."""
+    return {
+        "others_cpu_share_max": max(each.others_cpu_share for each in found),
+        "node_deaths": sum(each.num_node_deaths for each in found),
+    }
+
+
+def tell(part: str, figures: dict[str, Figure], found: Sequence[Compared], path: str | None) -> None:
+    """Print the figures of a part of this experiment, and write its report where a path is given."""
+    for key, value in figures.items():
+        print(f"{key} {value}")
+    if path:
+        command = f"python -m experiments.07-simulator-against-live.{part}"
+        write_report(path, command, figures, [sample_of(each) for each in found])
 
 
 def simulated(kind: NodeKind, message_s: float, arm: Arm, chunk: int, workload: Workload, slo: SLO = LAX) -> Simulated:

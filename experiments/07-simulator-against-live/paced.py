@@ -4,20 +4,16 @@ Needs no quiet machine: such nodes wait, and hardly compute.
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 from cluster.cost_sources import NodeKind
 from cluster.fleet_plan import Arm
-from cluster.report_file import Figure, write_report
 from cluster.simulated.shared_links import FleetLinks
 from cluster.simulated.truth_hosted import HostedTruth
 from cluster.simulated.truth_table import TableTruth
 from cluster.workload.items import Workload
-from cluster.workload.spec import workload_of
 from core.errors import ConfigError
 from core.request import SLO
 from engine.cost_belief import node_costs
@@ -38,17 +34,17 @@ from experiments.live import (
 )
 
 from .compare import (
-    COMPARED,
     LAX,
     LAYOUTS,
     RATES,
-    WORKLOAD,
     Compared,
+    compare_all,
+    disturbance_figures,
+    error_figures,
     mean_stages,
     run_figures,
-    sample_of,
-    sentence_of,
     simulated,
+    tell,
 )
 
 DUMMY = LoadFormat.DUMMY
@@ -96,40 +92,25 @@ def paced_place(folder: Path, measured: Path) -> Place:
     return Place(model, folder / "paced.json", folder / "paced.log", is_paced=True)
 
 
-def figures_of(found: Sequence[Compared]) -> dict[str, Figure]:
-    """Errors over all layouts and rates."""
-    errors = [abs(each.error(PACED, name)) for each in found for name in COMPARED]
-    figures: dict[str, Figure] = {"error_median": median(errors), "error_worst": max(errors)}
-    for name in COMPARED:
-        figures[f"error_worst_{name}"] = max(abs(each.error(PACED, name)) for each in found)
-    return figures | {
-        "others_cpu_share_max": max(each.others_cpu_share for each in found),
-        "node_deaths": sum(each.num_node_deaths for each in found),
-    }
-
-
 def main() -> None:
     """Measure a table where none is given, run, simulate, print, write."""
     args = arguments(__doc__, _add_flags)
     if args.seconds <= 0:
         raise ConfigError(["--seconds must be above 0"])
-    rates, found = RATES[-1:] if args.quick else RATES, list[Compared]()
+    rates = RATES[-1:] if args.quick else RATES
     seconds = PACE * (10 if args.quick else args.seconds)
     say(f"about {(60 + len(rates) * len(LAYOUTS) * (seconds + 25)) / 60:.0f} minutes")
     with TemporaryDirectory() as name:
         folder = Path(name)
         place = paced_place(folder, Path(args.table) if args.table else _profiled(folder))
-        for rate in rates:
-            workload = workload_of([f"{WORKLOAD},rate={rate / PACE:g},seconds={seconds:g}"], args.seed).workload
-            for layout, arm in LAYOUTS:
-                found.append(compared_paced(layout, arm, place, workload, args.seed))
-                say(sentence_of(found[-1]))
-    figures = figures_of(found)
-    for key, value in figures.items():
-        print(f"{key} {value}")
-    if args.json:
-        command = "python -m experiments.07-simulator-against-live.paced"
-        write_report(args.json, command, figures, [sample_of(each) for each in found])
+        found = compare_all(
+            rates,
+            seconds,
+            args.seed,
+            lambda layout, arm, workload: compared_paced(layout, arm, place, workload, args.seed),
+            PACE,
+        )
+    tell("paced", error_figures(found, PACED) | disturbance_figures(found), found, args.json)
 
 
 def _profiled(folder: Path) -> Path:

@@ -11,11 +11,10 @@ from tempfile import TemporaryDirectory
 from cluster.cost_sources import CostAsked, NodeKind, node_kind
 from cluster.fleet_plan import Arm
 from cluster.plotting import pyplot
-from cluster.report_file import Figure, write_report
+from cluster.report_file import Figure
 from cluster.simulated.shared_links import FleetLinks
 from cluster.simulated.truth_hosted import HostedTruth
 from cluster.workload.items import Workload
-from cluster.workload.spec import workload_of
 from core.errors import ConfigError
 from engine.cost_belief import node_costs
 from engine.cost_table import CostTable
@@ -38,13 +37,14 @@ from .compare import (
     LAX,
     LAYOUTS,
     RATES,
-    WORKLOAD,
     Compared,
+    compare_all,
+    disturbance_figures,
+    error_figures,
     mean_stages,
     run_figures,
-    sample_of,
-    sentence_of,
     simulated,
+    tell,
 )
 
 MODELS = ("steps", "shell", "beside", "around")
@@ -165,14 +165,8 @@ def figures_of(found: Sequence[Compared], tables: Tables, shell: Shell) -> dict[
         "around_s_per_token": shell.around_s,
     }
     for model in MODELS:
-        errors = [abs(each.error(model, name)) for each in found for name in COMPARED]
-        figures |= {f"error_median_{model}": median(errors), f"error_worst_{model}": max(errors)}
-        for name in COMPARED:
-            figures[f"error_worst_{name}_{model}"] = max(abs(each.error(model, name)) for each in found)
-    return figures | {
-        "others_cpu_share_max": max(each.others_cpu_share for each in found),
-        "node_deaths": sum(each.num_node_deaths for each in found),
-    }
+        figures |= error_figures(found, model, f"_{model}")
+    return figures | disturbance_figures(found)
 
 
 def _save_plot(path: str, found: Sequence[Compared]) -> None:
@@ -196,7 +190,7 @@ def main() -> None:
     if args.seconds <= 0:
         raise ConfigError(["--seconds must be above 0"])
     seconds = 20.0 if args.quick else args.seconds
-    rates, found = RATES[:1] if args.quick else RATES, list[Compared]()
+    rates = RATES[:1] if args.quick else RATES
     say(f"about {(160 + len(rates) * len(LAYOUTS) * (seconds + 12)) / 60:.0f} minutes")
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -206,17 +200,14 @@ def main() -> None:
         shell = measured_shell(place)
         ratios = tables.beside_ratio(prefills=True), tables.beside_ratio(prefills=False)
         say(f"{shell}; beside a neighbour prefill takes {ratios[0]:.2f} and decode {ratios[1]:.2f} times as long")
-        for rate in rates:
-            workload = workload_of([f"{WORKLOAD},rate={rate:g},seconds={seconds:g}"], args.seed).workload
-            for layout, arm in LAYOUTS:
-                found.append(compared(layout, arm, place, workload, tables, shell, args.seed))
-                say(sentence_of(found[-1]))
+        found = compare_all(
+            rates,
+            seconds,
+            args.seed,
+            lambda layout, arm, workload: compared(layout, arm, place, workload, tables, shell, args.seed),
+        )
         figures = figures_of(found, tables, shell)
-    for key, value in figures.items():
-        print(f"{key} {value}")
-    if args.json:
-        command = "python -m experiments.07-simulator-against-live.run"
-        write_report(args.json, command, figures, [sample_of(each) for each in found])
+    tell("run", figures, found, args.json)
     if args.plot:
         _save_plot(args.plot, found)
 
