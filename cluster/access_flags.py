@@ -60,6 +60,13 @@ def add_access_flags(parser: argparse.ArgumentParser) -> None:
         help="of `penstock status`, `role`, `ratio`, `drain`; 0 lets the kernel choose, -1: none (default: the one "
         "after --grpc-port)",
     )
+    group.add_argument(
+        "--admin-http-port",
+        type=int,
+        default=NO_ADMIN,
+        help="serve operators over HTTP as well, on a port of its own at --admin-host; 0 lets the kernel choose, "
+        "-1: none",
+    )
 
 
 def add_server_flags(group: "argparse._ArgumentGroup") -> None:
@@ -89,8 +96,6 @@ def add_server_flags(group: "argparse._ArgumentGroup") -> None:
 
 def with_access(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceConfig":
     """A service with its keys, certificates and operators' port. Raises ConfigError with every problem."""
-    from cluster.gateway.listening import Endpoint
-
     if problems := access_problems(args):
         raise ConfigError(problems)
     access = access_settings(args)
@@ -102,14 +107,26 @@ def with_access(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceCo
     config = replace(config, access=access, access_file=path, tls=tls, limits=limits, vllm_grpc=args.vllm_grpc)
     template = None if args.chat_template is None else Path(args.chat_template).expanduser()
     config = replace(config, generation_config=args.generation_config, chat_template=template)
+    return _with_operators(config, args)
+
+
+def _with_operators(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceConfig":
+    """With the ports that change the cluster. Raises ConfigError."""
+    from cluster.gateway.listening import Endpoint
+
     port = args.admin_port
     if port is None:
         port = config.grpc_port + 1 if 0 < config.grpc_port < 65535 else 0
-    if port == NO_ADMIN:
+    if port == NO_ADMIN and args.admin_http_port == NO_ADMIN:
         return config
-    check_host(args.admin_host, "--admin-host", not access.has_admin, args)
-    admin = Endpoint(args.admin_host, port, tls, "--admin-host or --admin-port")
-    return replace(config, admin=admin)
+    check_host(args.admin_host, "--admin-host", not config.access.has_admin, args)
+    if port != NO_ADMIN:
+        admin = Endpoint(args.admin_host, port, config.tls, "--admin-host or --admin-port")
+        config = replace(config, admin=admin)
+    if args.admin_http_port != NO_ADMIN:
+        admin_http = Endpoint(args.admin_host, args.admin_http_port, config.tls, "--admin-host or --admin-http-port")
+        config = replace(config, admin_http=admin_http)
+    return config
 
 
 def server_tls(args: argparse.Namespace) -> "TLSFiles | None":
@@ -151,6 +168,8 @@ def access_problems(args: argparse.Namespace) -> list[str]:
     found = tls_problems(args)
     if args.admin_port is not None and not NO_ADMIN <= args.admin_port <= 65535:
         found.append(f"--admin-port must be from 0 to 65535, or -1 for none, not {args.admin_port}")
+    if not NO_ADMIN <= args.admin_http_port <= 65535:
+        found.append(f"--admin-http-port must be from 0 to 65535, or -1 for none, not {args.admin_http_port}")
     for flag in ("max_open_requests", "default_max_tokens"):
         if getattr(args, flag) < 1:
             found.append(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")

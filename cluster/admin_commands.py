@@ -1,7 +1,6 @@
 """`penstock status | top | role | ratio | drain | decisions`: a running cluster from the outside, by its admin port."""
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,9 +15,9 @@ from cluster.client_flags import credentials
 from cluster.console import OUT
 from cluster.gateway.admin_client import AdminClient
 from cluster.gateway.client import CallFailed
+from cluster.gateway.ratio import roles_for, roles_now, slot_of
 from core.errors import ConfigError
 
-_RATIO = re.compile(r"(\d{1,4}):(\d{1,4})")
 Act = Callable[[argparse.Namespace, AdminClient], int]
 
 
@@ -70,7 +69,7 @@ def show_decisions(args: argparse.Namespace, client: AdminClient) -> int:
 
 def set_role(args: argparse.Namespace, client: AdminClient) -> int:
     """Gives one slot a role by hand, or back with `auto`."""
-    slot = _slot(args.node)
+    slot = slot_of(args.node)
     if args.role == "auto":
         client.lift_mixes([slot])
         print(f"{slot}: given back to the controller")
@@ -92,9 +91,7 @@ def set_ratio(args: argparse.Namespace, client: AdminClient) -> int:
         client.lift_mixes()
         print("all nodes: given back to the controller")
         return 0
-    answer = client.get_cluster()
-    roles = {node.id: node.role for node in answer.cluster.nodes}
-    open_slots = {slot.name: roles.get(slot.node, "") for slot in answer.slots if not slot.drained}
+    open_slots = roles_now(client.get_cluster())
     wanted = roles_for(args.ratio, open_slots)
     client.set_mixes([pb.SlotMix(slot=slot, role=role) for slot, role in wanted.items()])
     for slot, role in wanted.items():
@@ -107,7 +104,7 @@ def drain_node(args: argparse.Namespace, client: AdminClient) -> int:
     if (args.node is None) is (args.host is None):
         raise ConfigError(["name the node to drain, or a host by --host"])
     if args.node is not None:
-        return _drain_slot(args, client, _slot(args.node))
+        return _drain_slot(args, client, slot_of(args.node))
     slots = [slot.name for slot in client.get_cluster().slots if slot.host == args.host]
     print(f"{args.host}: {', '.join(slots) or 'no node is there'}")
     return max([_drain_slot(args, client, slot) for slot in slots], default=0)
@@ -131,29 +128,6 @@ ACTS: Mapping[str, Act] = {
     "ratio": set_ratio,
     "drain": drain_node,
 }
-
-
-def roles_for(ratio: str, slots: Mapping[str, str]) -> dict[str, str]:
-    """Which slot gets which role, given what each has; as few as can be change. Raises ConfigError.
-
-    A ratio of fewer nodes than there are is scaled up where it goes into them: 1:1 of four nodes is 2:2.
-    """
-    found = _RATIO.fullmatch(ratio)
-    parts = (int(found[1]), int(found[2])) if found else (0, 0)
-    if 0 in parts:
-        raise ConfigError([f"the ratio must be P:D with both at least 1, or auto; not {ratio!r}"])
-    if len(slots) % sum(parts):
-        problem = f"{ratio} does not go into the {len(slots)} nodes that are not drained"
-        raise ConfigError([f"{problem}; P + D must be {len(slots)} or divide it"])
-    num_prefill = parts[0] * (len(slots) // sum(parts))
-    preference = {"prefill": 0, "mixed": 1, "": 1, "closed": 1, "decode": 2}
-    names = sorted(slots, key=lambda name: preference.get(slots[name], 1))  # stable: equal ones keep their order
-    return {name: "prefill" if place < num_prefill else "decode" for place, name in enumerate(names)}
-
-
-def _slot(node: str) -> str:
-    """A node may be named by its whole id."""
-    return node.partition("@")[0]
 
 
 def _fail(error: CallFailed, address: str) -> int:

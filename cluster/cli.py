@@ -23,7 +23,7 @@ from cluster.controller_flags import add_controller_flags
 from cluster.flags import DEFAULT_PORT, add_address_flags, add_cluster_flags
 from cluster.fleet_flags import add_simulate_flags, add_tune_flags
 from cluster.gateway_flags import add_gateway_flags, add_head_flags
-from cluster.http_flags import add_http_flags
+from cluster.http_flags import add_http_flags, add_node_headers_flag
 from cluster.keys_flags import add_keys_flags
 from cluster.kube_flags import add_kube_flags
 from cluster.observe_flags import add_observe_flags
@@ -148,6 +148,7 @@ def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
     add_cluster_flags(parser)
     add_address_flags(parser)
     add_http_flags(parser)
+    add_node_headers_flag(parser)
     add_access_flags(parser)
     add_head_flags(parser)
     add_controller_flags(parser)
@@ -213,6 +214,8 @@ async def _serve_until_signal(args: argparse.Namespace) -> int:
         OUT.print(f"penstock: {sentence}")
     if service.admin is not None:
         OUT.print(f"penstock: operators: penstock status --admin-address {service.admin.address}")
+    if service.admin_http is not None:
+        OUT.print(f"penstock: operators over HTTP: {service.admin_http.url}/docs")
     OUT.print(f"penstock: access: {access_sentence(service.config)}")
     if service.cluster.address:
         joins = (

@@ -19,7 +19,7 @@ _ONE, _POSITIVE, _NODES = Bound(1), Bound(above=0), Bound(0, 1024)
 BOUNDS: Mapping[str, Bound] = {
     **dict.fromkeys(("prefill", "decode", "aggregated"), _NODES),
     **dict.fromkeys(("grpc-port", "cluster-port"), _PORT),
-    **dict.fromkeys(("port", "admin-port", "metrics-port"), _PORT_OR_NONE),
+    **dict.fromkeys(("port", "admin-port", "admin-http-port", "metrics-port"), _PORT_OR_NONE),
     **dict.fromkeys(("block-size", "max-num-seqs", "num-threads"), _ONE),
     **dict.fromkeys(("kv-cache-memory-bytes", "num-gpu-blocks-override", "max-model-len"), _ONE),
     **dict.fromkeys(("max-open-requests", "default-max-tokens"), _ONE),

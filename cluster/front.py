@@ -1,6 +1,7 @@
 """The public servers of one gateway, beside the head or not, and what looks at it."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from cluster.gateway.operator import Operator
 from cluster.live.config import NodeSettings
 from cluster.metrics.config import ObservationConfig
 from cluster.metrics.observation import Observation
+from cluster.metrics.routes_seen import RequestNodes
+from core.ids import RequestId
 from engine.model_info import LoadFormat, read_model_info
 
 if TYPE_CHECKING:
@@ -21,12 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FrontConfig:
-    """Where clients call and scrapers read. `http` None: gRPC only. `vllm_model`: speak vLLM's contract of it, too."""
+    """Where clients call and scrapers read. `http` None: gRPC only. `vllm_model`: speak vLLM's contract of it, too.
+
+    `nodes_of`: HTTP answers tell where they were made; None: they do not.
+    """
 
     grpc: Endpoint
     http: HttpConfig | None
     observe: ObservationConfig
     vllm_model: NodeSettings | None = None
+    nodes_of: Callable[[RequestId], RequestNodes] | None = None
 
 
 class Front:
@@ -84,7 +91,7 @@ class Front:
         from cluster.metrics.exposition import Exposition
         from cluster.metrics.routes import metrics_routes
 
-        door = Door(self._gateway, self._operator.shown, config.http)
+        door = Door(self._gateway, self._operator.shown, config.http, config.nodes_of)
         routers = (
             metrics_routes(Exposition(self._observation), self._gateway.access),
             dashboard_routes(self._observation),

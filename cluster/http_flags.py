@@ -45,6 +45,22 @@ def add_http_flags(parser: argparse.ArgumentParser) -> None:
     _add_batch_flags(parser)
 
 
+def add_node_headers_flag(parser: argparse.ArgumentParser) -> None:
+    """Of `serve` alone: further gateways do not hear of routes."""
+    parser.add_argument(
+        "--debug-node-headers",
+        action="store_true",
+        help="HTTP answers tell where they were made, by x-prefill-node and x-decode-node",
+    )
+
+
+def with_node_headers(config: "ServiceConfig", args: argparse.Namespace) -> "ServiceConfig":
+    """A service whose answers tell their nodes, where asked for. Raises ConfigError."""
+    if args.debug_node_headers and config.http is None:
+        raise ConfigError(["--debug-node-headers needs the HTTP interface: --port is -1"])
+    return replace(config, node_headers=args.debug_node_headers)
+
+
 def _add_batch_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("batch files")
     group.add_argument(

@@ -40,6 +40,10 @@ class JoinedOperator:
         """Raises ConfigError."""
         raise _not_here()
 
+    async def flush(self) -> Mapping[str, int | None]:
+        """Raises ConfigError."""
+        raise _not_here()
+
     def watch(self, num_past: int) -> AsyncIterator[tuple[int, Decision]]:
         """Raises ConfigError."""
         raise _not_here()

@@ -113,6 +113,10 @@ class ClusterOperator:
             self._cluster.reopen(slot, self._set.get(slot, self._begun[slot]))
         return num_left
 
+    async def flush(self) -> Mapping[str, int | None]:
+        """Has every node forget the KV that nobody uses; how many blocks each slot's freed, None: it did not say."""
+        return await self._cluster.flush()
+
     def watch(self, num_past: int) -> AsyncIterator[tuple[int, Decision]]:
         """Numbered decisions, the last `num_past` first and then each as it is made."""
         return self._feed.watch(num_past)

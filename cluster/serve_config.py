@@ -11,7 +11,7 @@ from cluster.config_layers import Layered, read_whole
 from cluster.controller_flags import controller_config
 from cluster.flags import service_config
 from cluster.gateway_flags import with_gateways
-from cluster.http_flags import with_http
+from cluster.http_flags import with_http, with_node_headers
 from cluster.kube_flags import with_kube
 from cluster.live.config import LiveConfig, NodeSettings, slots_of
 from cluster.observe_flags import with_observe
@@ -28,7 +28,7 @@ def serve_config(args: argparse.Namespace) -> ServiceConfig:
     config = config or _stand_in(args)
     record = None if args.record is None else Path(args.record).expanduser()
     config = replace(config, controller=controller, record=record, record_max_bytes=bounds or config.record_max_bytes)
-    for part in (with_access, with_http, with_observe, with_kube, with_gateways):
+    for part in (with_access, with_http, with_node_headers, with_observe, with_kube, with_gateways):
         config = collected(problems, partial(part, config, args)) or config
     problems += config.live.problems()
     if problems:

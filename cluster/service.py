@@ -49,6 +49,7 @@ from scheduler.policies.build import DEFAULT_POLICY, policy_of
 from scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    from cluster.gateway.admin_http import AdminHttp
     from cluster.gateway.openai.server import HttpServer
     from cluster.metrics.port import MetricsPort
 
@@ -61,10 +62,10 @@ FindGpus = Callable[[], tuple[Gpu, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """What is served and where. A port of 0 is of the kernel's choice; `admin` and `http` None: not served at all.
+    """What is served and where. A port of 0 is of the kernel's choice; `admin`, `admin_http`, `http` None: not served.
 
     `chat_template`: a file that stands instead of the model's own. `generation_config`: where defaults of sampling are
-    read: `auto` in the model's folder, `vllm` nowhere, or a folder.
+    read: `auto` in the model's folder, `vllm` nowhere, or a folder. `node_headers`: HTTP answers tell their nodes.
     """
 
     live: LiveConfig
@@ -82,12 +83,14 @@ class ServiceConfig:
     access_file: Path | None = None
     tls: TLSFiles | None = None
     admin: Endpoint | None = None
+    admin_http: Endpoint | None = None
     vllm_grpc: bool = False
     http: HttpConfig | None = None
     kube: KubeSettings | None = None
     observe: ObservationConfig = field(default_factory=ObservationConfig)
     generation_config: str = MODELS_OWN
     chat_template: Path | None = None
+    node_headers: bool = False
 
 
 class Service:
@@ -123,9 +126,11 @@ class Service:
         )
         public = Endpoint(config.grpc_host, config.grpc_port, config.tls)
         vllm_model = config.live.node if config.vllm_grpc else None
-        fronts = FrontConfig(public, config.http, config.observe, vllm_model)
+        nodes_of = routes.seen if config.node_headers else None
+        fronts = FrontConfig(public, config.http, config.observe, vllm_model, nodes_of)
         self.front = Front(self.gateway, self.operator, self.observation, fronts)
         self.admin = AdminServer(self.gateway, self.operator, config.admin) if config.admin else None
+        self.admin_http = self._operators_http(config.admin_http)
         self.mover = FleetMover(config.kube, config.live, self.cluster, self.operator) if config.kube else None
         if self.mover is not None:
             self.operator.count = self.mover.scaler.counters.named
@@ -154,6 +159,8 @@ class Service:
             self.port = await self.front.start()
             if self.admin is not None:
                 await self.admin.start()
+            if self.admin_http is not None:
+                await self.admin_http.start()
             await self.cluster.start()
         except BaseException:
             await self._stop_servers()
@@ -191,7 +198,17 @@ class Service:
         await self.front.drain(grace_s)
         if self.admin is not None:
             await self.admin.stop()
+        if self.admin_http is not None:
+            await self.admin_http.stop()
         await self.front.stop()
+
+    def _operators_http(self, at: Endpoint | None) -> "AdminHttp | None":
+        """Nobody who goes without HTTP pays for its import."""
+        if at is None:
+            return None
+        from cluster.gateway.admin_http import AdminHttp
+
+        return AdminHttp(self.gateway, self.operator, at)
 
     def _recorded(self, config: ServiceConfig) -> Recorder | None:
         if config.record is None:

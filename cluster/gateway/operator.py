@@ -55,6 +55,9 @@ class Operator(Protocol):
         `for_restart`: the node after this one has the slot's mix again.
         """
 
+    async def flush(self) -> Mapping[str, int | None]:
+        """Has every node forget the KV that nobody uses; how many blocks each slot's freed, None: it did not say."""
+
     def watch(self, num_past: int) -> AsyncIterator[tuple[int, Decision]]:
         """Numbered decisions, the last `num_past` first and then each as it is made."""
 

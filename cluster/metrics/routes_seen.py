@@ -9,6 +9,7 @@ from core.events import SchedulerEvent, Submitted
 from core.ids import NodeId, RequestId, node_name, request_of
 
 MAX_KEPT = 8192
+MAX_TAKEN = 1024
 
 
 class SchedulerMachine(Protocol):
@@ -30,14 +31,16 @@ NOWHERE = RequestNodes()
 
 
 class RoutesSeen:
-    """Hands everything on to the scheduler and back. Owns: the nodes of requests that have not been asked for.
+    """Hands everything on to the scheduler and back.
 
-    A migration afterwards is not noted: `decode` is where the row began.
+    Owns: the nodes of requests that have not been taken, and of the last ones that were. A migration afterwards is not
+    noted: `decode` is where the row began.
     """
 
     def __init__(self, machine: SchedulerMachine) -> None:
         self._machine = machine
         self._nodes: dict[RequestId, RequestNodes] = {}
+        self._taken: dict[RequestId, RequestNodes] = {}
 
     def handle(self, event: SchedulerEvent, now: float) -> Sequence[Command]:
         """What the scheduler says."""
@@ -48,8 +51,17 @@ class RoutesSeen:
         return commands
 
     def take(self, request: RequestId) -> RequestNodes:
-        """Where a request ran; it is forgotten here."""
-        return self._nodes.pop(request, NOWHERE)
+        """Where a request ran that has ended; only the last ones are kept here from now on."""
+        nodes = self._nodes.pop(request, NOWHERE)
+        if nodes is not NOWHERE:
+            self._taken[request] = nodes
+            if len(self._taken) > MAX_TAKEN:
+                del self._taken[next(iter(self._taken))]
+        return nodes
+
+    def seen(self, request: RequestId) -> RequestNodes:
+        """Where a request runs, or ran."""
+        return self._nodes.get(request) or self._taken.get(request, NOWHERE)
 
     def _note(self, submitted: Submitted, prefill: NodeId) -> None:
         nodes = RequestNodes(node_name(prefill), node_name(submitted.decode_node))

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import grpc
@@ -13,53 +13,20 @@ from cluster.gateway.access import Access
 from cluster.gateway.admin_client import AdminClient
 from cluster.gateway.admin_server import AdminServer
 from cluster.gateway.client import CallFailed, Credentials
-from cluster.gateway.cluster_state import ClusterState
 from cluster.gateway.keys import Grant
 from cluster.gateway.listening import Endpoint
-from cluster.gateway.operator import DecisionFeed, SlotView
+from cluster.gateway.operator import DecisionFeed
 from core.decisions import Decision, DecisionKind, Fact, MixStep
 from core.ids import NodeId
-from core.mix import Mix, mix_of
+from core.mix import mix_of
 from tests.gateway.fake_cluster import Place, serve, until
+from tests.gateway.fake_operator import FakeOperator
 from tests.gateway.keyed import Keys
 
 
 def decision(number: int) -> Decision:
     step = MixStep(NodeId("d@2"), mix_of("decode", 512, 16), mix_of("mixed", 512, 16))
     return Decision(0.0, DecisionKind.RATIO, f"reason {number}", (step,), (Fact("load_rps", 2.5),), 1.0, 2.0)
-
-
-class FakeOperator:
-    """Two slots whose mixes are what they are told. Cannot catch what a scheduler makes of them."""
-
-    def __init__(self, state: Callable[[], ClusterState]) -> None:
-        self.mixes = {"p": mix_of("prefill", 512, 16), "d": mix_of("decode", 512, 16)}
-        self.lifted: list[tuple[str, ...]] = []
-        self.drained: list[str] = []
-        self.feed = DecisionFeed()
-        self.shown = state
-
-    def slots(self) -> tuple[SlotView, ...]:
-        return tuple(
-            SlotView(n, "running", m, NodeId(f"{n}@1"), 2, n in self.drained, False) for n, m in self.mixes.items()
-        )
-
-    def controller(self) -> str:
-        return "advise"
-
-    def set_mixes(self, mixes: Mapping[str, Mix]) -> None:
-        self.mixes |= mixes
-
-    def lift_mixes(self, slots: Iterable[str]) -> None:
-        self.lifted.append(tuple(slots))
-
-    async def drain(self, slot: str, for_restart: bool = False) -> int:
-        self.drained.append(slot)
-        await asyncio.sleep(0.01)
-        return 3
-
-    def watch(self, num_past: int) -> AsyncIterator[tuple[int, Decision]]:
-        return self.feed.watch(num_past)
 
 
 def operating(scenario: Callable[[FakeOperator, str, Place], Awaitable[None]], keys: Keys | None = None) -> None:

@@ -238,6 +238,21 @@ def test_the_operators_port_is_the_one_after_the_public_unless_told_otherwise() 
     assert configured("--admin-port", "-1").admin is None  # type: ignore[attr-defined]
 
 
+def test_operators_are_served_over_http_where_a_port_is_named_and_by_the_rules_of_their_other_port(
+    tmp_path: Path,
+) -> None:
+    assert configured().admin_http is None  # type: ignore[attr-defined]
+    config = configured("--admin-port", "-1", "--admin-http-port", "0")
+    assert (config.admin, config.admin_http.port) == (None, 0)  # type: ignore[attr-defined]
+    assert configured("--admin-http-port", "9").admin_http.host == "127.0.0.1"  # type: ignore[attr-defined]
+    path = written(tmp_path, f"keys: [{{id: a, sha256: {DIGEST}}}]")
+    alone = ("--admin-port", "-1", "--admin-http-port", "9", "--admin-host", "0.0.0.0", "--access-file", str(path))
+    with pytest.raises(ConfigError, match="--admin-host"):
+        configured(*alone)
+    with pytest.raises(ConfigError, match="--admin-http-port must be from 0"):
+        configured("--admin-http-port", "70000")
+
+
 def test_the_doors_bounds_are_those_of_the_flags() -> None:
     limits = configured("--max-open-requests", "7", "--default-max-tokens", "9").limits  # type: ignore[attr-defined]
     assert (limits.max_streams, limits.default_max_tokens) == (7, 9)

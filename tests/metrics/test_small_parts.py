@@ -11,6 +11,7 @@ from cluster.gateway.client_stream import ClientStream
 from cluster.gateway.ledger import GAP_BOUNDS_S
 from cluster.gateway.stops import AnswerText
 from cluster.gateway.streams import Delivered, Ended
+from cluster.metrics import routes_seen
 from cluster.metrics.config import RequestLogFormat
 from cluster.metrics.history import History, NodeWork, Sample
 from cluster.metrics.model_work import model_work
@@ -96,8 +97,8 @@ class Said:
         return self.commands
 
 
-def submitted(number: int, to: str, decode: str) -> Tell:
-    attempt = attempt_id(REQUEST.id, number)
+def submitted(number: int, to: str, decode: str, request: RequestId = REQUEST.id) -> Tell:
+    attempt = attempt_id(request, number)
     return Tell(NodeId(to), Submitted(attempt, REQUEST, b"", GatewayId("g"), NodeId(decode), 0.0))
 
 
@@ -105,8 +106,19 @@ def test_where_a_request_ran_is_told_once_by_the_names_of_slots() -> None:
     commands = (submitted(1, "p-0@1", "d-0@2"), submitted(2, "p-1@1", "d-0@2"))
     routes = RoutesSeen(Said(*commands))
     assert routes.handle(Tick(), 0.0) == commands
+    assert routes.seen(REQUEST.id) == RequestNodes("p-1", "d-0")
     assert routes.take(REQUEST.id) == RequestNodes("p-1", "d-0")
     assert routes.take(REQUEST.id) == NOWHERE
+
+
+def test_where_a_request_ran_is_seen_for_a_while_after_it_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes_seen, "MAX_TAKEN", 2)
+    names = [RequestId(name) for name in "abc"]
+    routes = RoutesSeen(Said(*(submitted(1, f"p-{name}@1", "d@1", name) for name in names)))
+    routes.handle(Tick(), 0.0)
+    for name in names:
+        routes.take(name)
+    assert [routes.seen(name).prefill for name in names] == ["", "p-b", "p-c"]
 
 
 def test_gaps_between_tokens_are_counted_as_the_client_is_given_them() -> None:

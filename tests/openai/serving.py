@@ -15,7 +15,7 @@ from cluster.gateway.gateway import Gateway
 from cluster.gateway.keys import AccessSettings
 from cluster.gateway.limits import Limits, ServedModel
 from cluster.gateway.openai.config import HttpConfig
-from cluster.gateway.openai.door import Door
+from cluster.gateway.openai.door import Door, NodesOf
 from cluster.gateway.openai.server import HttpServer
 from cluster.gateway.streams import Streams
 from cluster.gateway.tls import TLSFiles
@@ -58,6 +58,7 @@ class Setting:
     access: AccessSettings = AccessSettings()  # noqa: RUF009 - frozen
     tls: TLSFiles | None = None
     routers: tuple[APIRouter, ...] = ()
+    nodes_of: NodesOf | None = None
     seconds: float = 60
 
 
@@ -87,7 +88,9 @@ async def running(setting: Setting = USUAL) -> AsyncIterator[Place]:
     cluster.gateway = gateway
     gateway.access = Access(setting.access)
     gateway.formats = Formats(VOCABULARY)
-    server = HttpServer(Door(gateway, lambda: cluster.state, setting.config), setting.tls, setting.routers)
+    server = HttpServer(
+        Door(gateway, lambda: cluster.state, setting.config, setting.nodes_of), setting.tls, setting.routers
+    )
     await server.start()
     try:
         async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:

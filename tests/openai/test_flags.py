@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from cluster.batches.config import BatchConfig
 from cluster.cli import _parser
 from cluster.flags import service_config
 from cluster.gateway.openai.config import CallFormat, HttpConfig
-from cluster.http_flags import with_http
+from cluster.http_flags import with_http, with_node_headers
+from cluster.live.config import LiveConfig, NodeSettings
+from cluster.service import EMBEDDED_MODEL, ServiceConfig
 from core.errors import ConfigError
 
 
@@ -39,6 +42,15 @@ def test_batches_are_kept_where_a_folder_is_named_and_nowhere_else() -> None:
     assert config is not None and config.batches is not None
     assert config.batches == BatchConfig(Path("here").absolute(), 3_000_000, 7, 2)
     assert config_of("--batch-max-lines", "7") == HttpConfig()
+
+
+def test_nodes_are_told_where_asked_for() -> None:
+    parser, config = _parser(), ServiceConfig(LiveConfig(NodeSettings(EMBEDDED_MODEL), (), "local"), "m")
+    plain, debug = (parser.parse_args(["serve", *flags]) for flags in ((), ("--debug-node-headers",)))
+    served = replace(config, http=HttpConfig())
+    assert [with_node_headers(served, args).node_headers for args in (plain, debug)] == [False, True]
+    with pytest.raises(ConfigError, match="--debug-node-headers needs the HTTP interface"):
+        with_node_headers(config, debug)
 
 
 def test_minus_one_serves_no_http() -> None:

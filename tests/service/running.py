@@ -16,7 +16,7 @@ from cluster.cli import _parser
 from cluster.flags import service_config
 from cluster.gateway.client import Client
 from cluster.gateway_flags import with_gateways
-from cluster.http_flags import with_http
+from cluster.http_flags import with_http, with_node_headers
 from cluster.live.head import NodeState
 from cluster.observe_flags import with_observe
 from cluster.service import Service
@@ -112,7 +112,7 @@ def running(*flags: str, timers: Timers | None = None) -> Iterator[Running]:
 
 async def _make(args: Any, timers: Timers | None) -> Service:
     config = service_config(args)
-    for part in (with_access, with_http, with_observe, with_gateways):
+    for part in (with_access, with_http, with_node_headers, with_observe, with_gateways):
         config = part(config, args)
     if timers is not None:
         config = replace(config, live=replace(config.live, timers=timers))

@@ -4,10 +4,11 @@ import json
 import subprocess
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
-from cluster.admin_commands import roles_for
 from cluster.api.v1 import inference_pb2 as pb
+from cluster.gateway.ratio import roles_for
 from core.errors import ConfigError
 from tests.service.running import Running, running
 from tests.service.test_command_line import penstock
@@ -18,7 +19,7 @@ slow = pytest.mark.slow
 @pytest.fixture(scope="module")
 def four() -> Iterator[Running]:
     """Two prefill and two decode nodes, with an operators' port."""
-    with running("--prefill", "2", "--decode", "2") as service:
+    with running("--prefill", "2", "--decode", "2", "--admin-http-port", "0", "--debug-node-headers") as service:
         yield service
 
 
@@ -95,6 +96,49 @@ def test_a_drained_node_stays_closed_until_it_is_given_back_and_answers_go_on(fo
     assert "phase_uncovered" in last.stderr
     assert command("role", "decode-0", "auto").returncode == 0
     four.until(lambda: command.roles()["decode-0"] == "decode")
+
+
+@slow
+def test_over_http_operators_change_the_same_cluster(four: Running, command: Commands) -> None:
+    calm = text(four)
+    assert four.service.admin_http is not None
+    with httpx.Client(base_url=four.service.admin_http.url, timeout=60, trust_env=False) as client:
+        told = client.post("/cluster/ratio", json={"prefill": 1, "decode": 3}).json()["nodes"]
+        assert [it["was"] for it in told] == ["prefill", "prefill", "decode", "decode"]
+        wanted = {it["node"]: it["role"] for it in told}
+        four.until(lambda: command.roles() == wanted)
+        drained = client.post("/nodes/decode-0/drain", json={"timeout_s": 50})
+        assert drained.json() == {"node": "decode-0", "num_left": 0}
+        four.until(lambda: command.roles()["decode-0"] == "closed")
+        assert text(four) == calm
+        assert client.post("/cluster/ratio", json={"ratio": "1:3"}).status_code == 400, "three are not drained"
+        assert client.post("/cluster/ratio", json={"ratio": "auto"}).status_code == 200
+    began = {"prefill-0": "prefill", "prefill-1": "prefill", "decode-0": "decode", "decode-1": "decode"}
+    four.until(lambda: command.roles() == began)
+
+
+@slow
+def test_answers_tell_their_nodes_where_the_server_was_told_to(four: Running) -> None:
+    assert four.service.http is not None
+    body = {"prompt": "Once upon a time", "max_tokens": 4}
+    with httpx.Client(base_url=four.service.http.url, timeout=60, trust_env=False) as client:
+        for stream in (False, True):
+            headers = client.post("/v1/completions", json={**body, "stream": stream}).headers
+            assert headers["x-prefill-node"].startswith("prefill-") and headers["x-decode-node"].startswith("decode-")
+
+
+@slow
+def test_after_a_flush_nothing_is_cached_and_answers_stay_the_same(four: Running) -> None:
+    calm = text(four)
+    assert four.service.admin_http is not None
+    with httpx.Client(base_url=four.service.admin_http.url, timeout=60, trust_env=False) as client:
+        four.until_idle(4)
+        told = client.post("/flush_cache", json={}).json()
+        assert {it["node"] for it in told["nodes"]} == set(four.nodes())
+        assert told["num_blocks"] == sum(it["num_blocks"] for it in told["nodes"]) > 0
+        again = client.post("/flush_cache", json={}).json()
+        assert [it["num_blocks"] for it in again["nodes"]] == [0, 0, 0, 0]
+    assert text(four) == calm
 
 
 @slow

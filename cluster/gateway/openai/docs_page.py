@@ -15,16 +15,16 @@ padding: 0.3rem 0.6rem; border-bottom: 1px solid #8884; } th { font-weight: 600;
 """
 
 
-def docs_page(document: Json, base_url: str, example_model: str) -> str:
-    """The page. `base_url` is where the reader found it."""
+def docs_page(document: Json, example: str) -> str:
+    """The page. `example`: a command to paste."""
     info = _object(document["info"])
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width'><link rel='icon' href='data:,'>",
-        f"<title>Penstock API</title><style>{STYLE}</style></head><body>",
-        f"<h1>Penstock {escape(str(info['version']))}</h1>{_prose(str(info['description']))}",
+        f"<title>{escape(str(info['title']))} API</title><style>{STYLE}</style></head><body>",
+        f"<h1>{escape(str(info['title']))} {escape(str(info['version']))}</h1>{_prose(str(info['description']))}",
         "<p>The same as data: <a href='openapi.json'><code>openapi.json</code></a>.</p>",
-        f"<pre>{escape(_curl(base_url, example_model))}</pre>",
+        f"<pre>{escape(example)}</pre>",
     ]
     for path, methods in _object(document["paths"]).items():
         for method, operation in _object(methods).items():
@@ -87,11 +87,6 @@ def _prose(text: str) -> str:
 
 def _coded(pieces: list[str]) -> str:
     return "".join(f"<code>{each}</code>" if place % 2 else each for place, each in enumerate(pieces))
-
-
-def _curl(base_url: str, model: str) -> str:
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is a penstock?"}}]}}'
-    return f"curl {base_url}/v1/chat/completions -H 'content-type: application/json' \\\n  -d '{body}'"
 
 
 def _object(value: object) -> Json:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,22 +20,29 @@ from cluster.gateway.openai.errors import FieldNames
 from cluster.gateway.openai.fields import Model, read_model
 from cluster.gateway.openai.front import CALLER, ID, NAMES
 from cluster.gateway.openai.json_body import Fields, read_fields
-from cluster.gateway.openai.respond import EventAnswer, EventWriter, WholeAnswer, WholeWriter
+from cluster.gateway.openai.respond import EventAnswer, EventWriter, Headers, WholeAnswer, WholeWriter
 from cluster.gateway.openai.sampling import Asked, names_in
 from cluster.gateway.openai.token_texts import TokenTexts
 from cluster.gateway.openai.tools import CallForm, ToolUse
+from cluster.metrics.routes_seen import RequestNodes
+from core.ids import RequestId
 
 NOTES = "penstock-notes"
+PREFILL_NODE, DECODE_NODE = "x-prefill-node", "x-decode-node"
 WHOLE_AT = "penstock.whole_at"
+
+NodesOf: TypeAlias = Callable[[RequestId], RequestNodes]
+"""Where a request runs, or ran."""
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """One gateway and its cluster, as the routes see them."""
+    """One gateway and its cluster, as the routes see them. `nodes_of`: answers tell their nodes; None: they do not."""
 
     gateway: Gateway
     state: StateProvider
     config: HttpConfig
+    nodes_of: NodesOf | None = None
 
     @property
     def texts(self) -> TokenTexts:
@@ -79,11 +86,15 @@ class Door:
 
     def answer(self, calls: Calls, writer: WholeWriter) -> Response:
         """An answer in one body."""
-        return WholeAnswer(calls, writer, headers_of(calls))
+        return WholeAnswer(calls, writer, self._headers(calls))
 
     def stream(self, calls: Calls, writer: EventWriter) -> Response:
         """An answer as events."""
-        return EventAnswer(calls, writer, headers_of(calls), self.config.keep_alive_s)
+        return EventAnswer(calls, writer, self._headers(calls), self.config.keep_alive_s)
+
+    def _headers(self, calls: Calls) -> Headers:
+        """Made when the answer begins to be written."""
+        return lambda: {**notes_of(calls), **nodes_told(calls, self.nodes_of)}
 
 
 def caller_of(request: Request) -> Caller:
@@ -101,7 +112,16 @@ def name_fields(request: Request, names: FieldNames) -> None:
     request.scope["state"][NAMES] = names
 
 
-def headers_of(calls: Calls) -> Mapping[str, str]:
+def notes_of(calls: Calls) -> Mapping[str, str]:
     """What the gateway changed in a request is told beside the answer."""
     notes = dict.fromkeys(note for call in calls.calls for note in call.notes)
     return {NOTES: ", ".join(notes)} if notes else {}
+
+
+def nodes_told(calls: Calls, nodes_of: NodesOf | None) -> Mapping[str, str]:
+    """Where the choices of a request ran, each node once; without what is not known yet."""
+    if nodes_of is None:
+        return {}
+    nodes = [nodes_of(request) for call in calls.calls for request in call.requests]
+    told = {PREFILL_NODE: [it.prefill for it in nodes], DECODE_NODE: [it.decode for it in nodes]}
+    return {header: ", ".join(dict.fromkeys(filter(None, names))) for header, names in told.items() if any(names)}

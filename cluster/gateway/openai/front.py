@@ -4,13 +4,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.gateway.access import Access
+from cluster.gateway.access import Caller
 from cluster.gateway.errors_wire import FieldError, echoed
 from cluster.gateway.openai.errors import FieldNames, HttpError, http_error
 from cluster.gateway.openai.hosts import HostCheck
@@ -40,16 +41,19 @@ NO_TEXT = frozenset(
 CLOSING = frozenset({"body_too_large", "headers_too_large", "read_timeout", "bad_request_line", "draining"})
 """Codes after which a connection is of no more use."""
 
+Admit: TypeAlias = Callable[[str | None, float], Caller]
+"""`Access.caller` or `Access.admin`: raises AccessDenied."""
+
 NO_HEADERS: Mapping[str, str] = {}
 _log = logging.getLogger(__name__)
 
 
 class Front:
-    """An ASGI middleware. `open_paths` need no key."""
+    """An ASGI middleware. `open_paths` need no key, all others one that `admit` takes."""
 
-    def __init__(self, app: ASGIApp, access: Access, hosts: HostCheck, open_paths: Iterable[str] = OPEN_PATHS) -> None:
+    def __init__(self, app: ASGIApp, admit: Admit, hosts: HostCheck, open_paths: Iterable[str] = OPEN_PATHS) -> None:
         self._app = app
-        self._access = access
+        self._admit_key = admit
         self._hosts = hosts
         self._open_paths = frozenset(open_paths)
 
@@ -86,7 +90,7 @@ class Front:
         scope["state"][ID] = _request_id(headers) or scope["state"][ID]
         note_traceparent(headers.get(TRACEPARENT_KEY))
         if scope["path"] not in self._open_paths:
-            scope["state"][CALLER] = self._access.caller(_authorization(headers), time.time())
+            scope["state"][CALLER] = self._admit_key(_authorization(headers), time.time())
 
 
 class _Exchange:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from cluster.gateway.client_stream import Chunk
 from cluster.gateway.openai.accounts import Json, account
-from cluster.gateway.openai.calls import Calls, News
+from cluster.gateway.openai.calls import Calls
 from cluster.gateway.openai.errors import HttpError
+from cluster.gateway.openai.read_answer import ReadEvents, ReadWhole
 from cluster.gateway.openai.tool_calls import AnswerReader, ArgumentsSaid, CallBegun, Part, Said
 
 
@@ -33,58 +34,26 @@ class MessageHead:
         }
 
 
-class MessageWhole:
-    """A message in one body. Owns: its text so far."""
-
-    num_scores = 0
-
-    def __init__(self, head: MessageHead, calls: Calls, reader: AnswerReader) -> None:
-        self._head = head
-        self._calls = calls
-        self._reader = reader
-        self._text = ""
-        self._last: Chunk | None = None
-
-    def take(self, news: News) -> None:
-        """A chunk of it."""
-        self._text += news.chunk.text
-        self._last = news.chunk
+class MessageWhole(ReadWhole[MessageHead]):
+    """A message in one body."""
 
     def body(self) -> Json:
         """All of it."""
         blocks: list[Json] = []
-        for part in self._reader.push(self._text) + self._reader.finish():
+        for part in self._parts():
             _grow(blocks, part)
         content = [_whole(block) for block in blocks]
         reason, stop = _ending(self._last, self._reader)
         return self._head.body(content, reason, stop, _usage(self._calls)) | {"penstock": account(self._calls.calls)}
 
 
-class MessageEvents:
+class MessageEvents(ReadEvents[MessageHead]):
     """A message as events. Owns: how many blocks there were, and which kind the open one is."""
 
-    done = b""
-
     def __init__(self, head: MessageHead, calls: Calls, reader: AnswerReader) -> None:
-        self._head = head
-        self._calls = calls
-        self._reader = reader
+        super().__init__(head, calls, reader)
         self._num_blocks = 0
         self._open = ""
-        self._has_begun = False
-        self._last: Chunk | None = None
-
-    def events(self, news: News) -> Iterable[bytes]:
-        """The events of a chunk."""
-        if not self._has_begun:
-            self._has_begun = True
-            usage: Json = {"input_tokens": self._head.num_prompt_tokens, "output_tokens": 0}
-            yield _event("message_start", {"message": self._head.body([], None, None, usage)})
-        self._last = news.chunk
-        for piece in news.chunk.pieces:
-            yield from self._parts(self._reader.push(piece))
-        if news.chunk.finish is not None:
-            yield from self._parts(self._reader.finish())
 
     def finish(self) -> Iterable[bytes]:
         """The last block's end, why the message ended, and what it used."""
@@ -98,19 +67,23 @@ class MessageEvents:
         """Instead of an end."""
         return _event("error", error.anthropic_body)
 
+    def _begin(self) -> Iterator[bytes]:
+        usage: Json = {"input_tokens": self._head.num_prompt_tokens, "output_tokens": 0}
+        yield _event("message_start", {"message": self._head.body([], None, None, usage)})
+
     def _parts(self, parts: list[Part]) -> Iterator[bytes]:
         for part in parts:
             match part:
                 case Said(text) if text:
                     if self._open != "text":
-                        yield from self._begin({"type": "text", "text": ""})
+                        yield from self._open_block({"type": "text", "text": ""})
                     yield self._delta({"type": "text_delta", "text": text})
                 case CallBegun():
-                    yield from self._begin({"type": "tool_use", "id": part.id, "name": part.name, "input": {}})
+                    yield from self._open_block({"type": "tool_use", "id": part.id, "name": part.name, "input": {}})
                 case ArgumentsSaid(_, text) if text:
                     yield self._delta({"type": "input_json_delta", "partial_json": text})
 
-    def _begin(self, block: Json) -> Iterator[bytes]:
+    def _open_block(self, block: Json) -> Iterator[bytes]:
         yield from self._close()
         self._open = str(block["type"])
         yield _event("content_block_start", {"index": self._num_blocks, "content_block": block})

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,6 +22,9 @@ MANY_SCORES = 1000
 STOPPING = HttpError(503, "draining", "the server stops before the answer is whole")
 ABORT = "penstock.abort"
 """Where in a request's state the server leaves how to break its connection off."""
+
+Headers: TypeAlias = Callable[[], Mapping[str, str]]
+"""An answer's own headers, asked for when it begins to be written."""
 
 as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 """As `json.dumps`, which would make an encoder for every token."""
@@ -70,10 +73,10 @@ def data_event(body: Mapping[str, object]) -> bytes:
 class Answer(Response):
     """Serves calls to their end, and cancels them at once where the client leaves. Owns: the calls."""
 
-    def __init__(self, calls: Calls, headers: Mapping[str, str]) -> None:
-        super().__init__(headers=dict(headers))
+    def __init__(self, calls: Calls, headers: Headers) -> None:
+        super().__init__()
         self._calls = calls
-        self._own_headers = dict(headers)
+        self._own_headers = headers
         self._is_broken = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,13 +112,13 @@ class Answer(Response):
         raise NotImplementedError
 
     async def _refuse(self, error: HttpError, scope: Scope, receive: Receive, send: Send) -> None:
-        await error.response(self._own_headers, scope["path"])(scope, receive, send)
+        await error.response(self._own_headers(), scope["path"])(scope, receive, send)
 
 
 class WholeAnswer(Answer):
     """One JSON body, sent when all of it is there."""
 
-    def __init__(self, calls: Calls, writer: WholeWriter, headers: Mapping[str, str]) -> None:
+    def __init__(self, calls: Calls, writer: WholeWriter, headers: Headers) -> None:
         super().__init__(calls, headers)
         self._writer = writer
 
@@ -128,7 +131,7 @@ class WholeAnswer(Answer):
             return await self._refuse(error, scope, receive, send)
         body = await self._body()
         self._calls.begin_writing()
-        await Response(body, media_type="application/json", headers=self._own_headers)(scope, receive, send)
+        await Response(body, media_type="application/json", headers=self._own_headers())(scope, receive, send)
         self._calls.end_writing()
 
     async def _body(self) -> str:
@@ -144,7 +147,7 @@ class WholeAnswer(Answer):
 class EventAnswer(Answer):
     """Server-sent events. What fails before its first token is told by status, later by an event without `[DONE]`."""
 
-    def __init__(self, calls: Calls, writer: EventWriter, headers: Mapping[str, str], keep_alive_s: float) -> None:
+    def __init__(self, calls: Calls, writer: EventWriter, headers: Headers, keep_alive_s: float) -> None:
         super().__init__(calls, headers)
         self._writer = writer
         self._keep_alive_s = keep_alive_s
@@ -194,7 +197,7 @@ class EventAnswer(Answer):
         self._calls.begin_writing()
         if not self._has_begun:
             self._has_begun = True
-            headers = [(k.encode(), v.encode()) for k, v in (STREAM_HEADERS | self._own_headers).items()]
+            headers = [(k.encode(), v.encode()) for k, v in {**STREAM_HEADERS, **self._own_headers()}.items()]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": data, "more_body": True})
         self._calls.end_writing()

@@ -9,8 +9,9 @@ from cluster.api.v1.inference_pb2 import SamplingParams
 from cluster.gateway.client_stream import Chunk
 from cluster.gateway.ledger import CallEnd
 from cluster.gateway.openai.accounts import Json, account
-from cluster.gateway.openai.calls import Calls, News
+from cluster.gateway.openai.calls import Calls
 from cluster.gateway.openai.errors import HttpError
+from cluster.gateway.openai.read_answer import ReadEvents, ReadWhole
 from cluster.gateway.openai.responses_request import ResponsesRequest
 from cluster.gateway.openai.tool_calls import AnswerReader, ArgumentsSaid, CallBegun, Part, Said
 
@@ -106,27 +107,13 @@ class Items:
         return self.items[-1]
 
 
-class ResponseWhole:
-    """A response in one body. Owns: its text so far."""
-
-    num_scores = 0
-
-    def __init__(self, head: ResponseHead, calls: Calls, reader: AnswerReader) -> None:
-        self._head = head
-        self._calls = calls
-        self._reader = reader
-        self._text = ""
-        self._last: Chunk | None = None
-
-    def take(self, news: News) -> None:
-        """A chunk of it."""
-        self._text += news.chunk.text
-        self._last = news.chunk
+class ResponseWhole(ReadWhole[ResponseHead]):
+    """A response in one body."""
 
     def body(self) -> Json:
         """All of it."""
         items, status = Items(), _status(self._last)
-        for part in self._reader.push(self._text) + self._reader.finish():
+        for part in self._parts():
             _grow(items, part)
         if items.last is None:
             items.add_message()
@@ -134,30 +121,13 @@ class ResponseWhole:
         return _finished(self._head, self._calls, items.items, status)
 
 
-class ResponseEvents:
+class ResponseEvents(ReadEvents[ResponseHead]):
     """A response as events, each with its type and its number. Owns: the items and the count of events."""
 
-    done = b""
-
     def __init__(self, head: ResponseHead, calls: Calls, reader: AnswerReader) -> None:
-        self._head = head
-        self._calls = calls
-        self._reader = reader
+        super().__init__(head, calls, reader)
         self._items = Items()
         self._num_events = 0
-        self._last: Chunk | None = None
-
-    def events(self, news: News) -> Iterable[bytes]:
-        """The events of a chunk."""
-        if self._num_events == 0:
-            body = self._head.body("in_progress", [])
-            yield self._event("response.created", {"response": body})
-            yield self._event("response.in_progress", {"response": body})
-        self._last = news.chunk
-        for piece in news.chunk.pieces:
-            yield from self._parts(self._reader.push(piece))
-        if news.chunk.finish is not None:
-            yield from self._parts(self._reader.finish())
 
     def finish(self) -> Iterable[bytes]:
         """The last item's end, and the whole response."""
@@ -174,7 +144,12 @@ class ResponseEvents:
         body["error"] = {"code": error.code, "message": error.message}
         return self._event("response.failed", {"response": body})
 
-    def _parts(self, parts: Sequence[Part]) -> Iterator[bytes]:
+    def _begin(self) -> Iterator[bytes]:
+        body = self._head.body("in_progress", [])
+        yield self._event("response.created", {"response": body})
+        yield self._event("response.in_progress", {"response": body})
+
+    def _parts(self, parts: list[Part]) -> Iterator[bytes]:
         for part in parts:
             match part:
                 case Said(text) if text:
