@@ -48,26 +48,33 @@ class LinkMeter:
 
 
 def plan_nodes(view: ClusterView, pinned: Set[str], byte_s: float) -> list[PlanNode] | None:
-    """All nodes, in a fixed order; None while nothing is known of the steps of one of them.
+    """All nodes, in a fixed order; None while there is a role of which no node has shown what its steps take.
 
-    A byte takes `byte_s` between nodes. Free are those that neither the operator has set (`pinned`, by name) nor a
-    drain has closed.
+    A node that has run no step yet is taken to be like another one of its role: a decode node to which nothing is
+    handed would never show what it can do. A byte takes `byte_s` between nodes. Free are those that neither the
+    operator has set (`pinned`, by name) nor a drain has closed.
     """
     views = sorted(view.nodes.values(), key=lambda each: each.node)
-    if not all(each.belief.told is not None or each.belief.is_proven for each in views):
+    proven = {each.base_mix.role: each.belief.costs for each in reversed(views) if _is_known(each)}
+    if not proven or any(each.base_mix.role not in {*proven, "closed"} for each in views):
         return None
     known: list[NodeCosts] = []
     nodes = []
     for each in views:
+        costs = each.belief.costs if _is_known(each) else proven.get(each.base_mix.role, next(iter(proven.values())))
         is_free = each.base_mix.role != "closed" and node_name(each.node) not in pinned
-        nodes.append(PlanNode(each.node, _ability(each, known, byte_s), each.base_mix, is_free))
+        nodes.append(PlanNode(each.node, _ability(each, costs, known, byte_s), each.base_mix, is_free))
     return nodes
 
 
-def _ability(view: NodeView, known: list[NodeCosts], byte_s: float) -> NodeAbility:
+def _is_known(view: NodeView) -> bool:
+    return view.belief.told is not None or view.belief.is_proven
+
+
+def _ability(view: NodeView, costs: NodeCosts, known: list[NodeCosts], byte_s: float) -> NodeAbility:
     mix = view.spec.mix
     return NodeAbility(
-        _same(view.belief.costs, known),
+        _same(costs, known),
         view.spec.num_blocks * view.spec.kv.block_size,
         mix.max_decode_rows or WIDENED_DECODE_ROWS,
         mix.prefill_tokens_per_step or WIDENED_PREFILL_TOKENS,

@@ -1,18 +1,27 @@
 """Plans that rest on few requests: what they are hedged with, and how soon they may be taken back."""
 
+from dataclasses import replace
+
 import pytest
 
+from core.costs import StepWork
+from core.events import NodeJoined, StatsReported
 from core.ids import NodeId
 from core.mix import mix_of
 from core.request import SLO
 from core.whatif import WhatIfAnswered
 from scheduler.closed_forms import Load, NodeAbility
+from scheduler.config import SchedulerConfig
 from scheduler.hedging import LEAST_DOUBT, hedged
 from scheduler.layouts import Option, PlanNode, Search
+from scheduler.plan_nodes import plan_nodes
 from scheduler.plans import Forecaster, Goal
+from scheduler.policies.least_loaded import LeastLoaded
 from scheduler.replays import NEWS, ReplayConfig, Replayed, Replays
 from scheduler.restraint import Restraint, RestraintConfig
+from scheduler.scheduler import Scheduler
 from tests.machines.controlled import COSTS
+from tests.machines.seen import report, spec_of
 from tests.machines.test_load_meter import Feed
 
 GOAL = Goal(SLO(2.0, 0.008))
@@ -84,3 +93,17 @@ def test_one_replay_does_not_undo_what_those_before_it_said() -> None:
         assert replays.take(answer, 20.0 * number + 1)
     told = replays.corrected(found[0], 1000.0, 50.0).forecast.goodput_rps / found[0].forecast.goodput_rps
     assert told == pytest.approx(1.0 + NEWS * 0.4)
+
+
+def test_a_node_that_ran_no_step_yet_is_taken_to_be_like_another_of_its_role() -> None:
+    scheduler = Scheduler(SchedulerConfig(), LeastLoaded())
+    for i, role in enumerate(("prefill", "decode", "decode")):
+        scheduler.handle(NodeJoined(NodeId(f"n{i}"), replace(spec_of(role), costs=None)), 0.0)
+    prompts, rows = StepWork(5, 0, 4000, 4000 * 400.0), StepWork(0, 50, 0, 0.0, 800, 800_000)
+    scheduler.handle(StatsReported(NodeId("n0"), report(prompts, 0.5)), 1.0)
+    assert plan_nodes(scheduler.view, set(), 0.0) is None, "no decode node has shown anything"
+    scheduler.handle(StatsReported(NodeId("n2"), report(rows, 1.5)), 1.0)
+    nodes = plan_nodes(scheduler.view, set(), 0.0)
+    assert nodes is not None
+    assert nodes[1].ability.costs == nodes[2].ability.costs
+    assert nodes[1].ability.costs.decode_fixed_s > 0.01
