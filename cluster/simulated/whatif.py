@@ -25,9 +25,9 @@ MOST_ARRIVALS = 800
 
 
 def answered(asked: WhatIfAsked) -> WhatIfAnswered:
-    """Replays under each candidate, from an idle cluster on. What is believed of costs is the simulation's truth, and
-    its scheduler begins with what is known of answers and links. Arrivals that span little are repeated, and what came
-    first is not counted then."""
+    """Replays under each candidate. What is believed of costs is the simulation's truth, and its scheduler begins with
+    what is known of answers and links. Arrivals are repeated, and not counted the first time: an idle cluster bears for
+    a while what it cannot bear for long."""
     return WhatIfAnswered(asked.ask, tuple(_goodput(asked, mixes) for mixes in asked.candidates))
 
 
@@ -51,15 +51,14 @@ def _goodput(asked: WhatIfAsked, mixes: tuple[Mix, ...]) -> float:
     fleet = Fleet(nodes, kv, longest, FleetLinks(asked.bytes_per_s), config)
     times, period_s = _repeats(asked), _span_s(asked)
     run = run_fleet(fleet, _workload(asked, kv.block_size, times), asked.slo)
-    uncounted_s = period_s if times > 1 else 0.0
-    counted = (served.record for served in run.records if served.item.at_s >= uncounted_s)
-    return goodput(counted, asked.slo, period_s * times - uncounted_s).goodput_rps
+    counted = (served.record for served in run.records if served.item.at_s >= period_s)
+    return goodput(counted, asked.slo, period_s * (times - 1)).goodput_rps
 
 
 def _repeats(asked: WhatIfAsked) -> int:
     """How often what has come is replayed."""
     least_s, num = LEAST_TTFTS * asked.slo.ttft_s, len(asked.arrived_at_s)
-    return max(1, min(math.ceil(least_s / _span_s(asked)), MOST_ARRIVALS // num))
+    return max(2, min(math.ceil(least_s / _span_s(asked)), MOST_ARRIVALS // num))
 
 
 def _span_s(asked: WhatIfAsked) -> float:
