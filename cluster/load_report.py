@@ -25,8 +25,8 @@ class LoadRun:
     """A run and what it ran on.
 
     `arrivals_s` is the time in which requests came: goodput is counted over it. `duration_s` goes on to the last end:
-    tokens per second and cost are counted over it. `num_nodes` and `num_gpus` are means over the run. `num_lost` are
-    requests without any end. `cost` is that of all nodes for the whole run.
+    tokens per second and cost are counted over it, and goodput once more, as other clients count it. `num_nodes` and
+    `num_gpus` are means over the run. `num_lost` are requests without any end. `cost` is that of all nodes for the whole run.
     """
 
     records: Sequence[ServedRequest]
@@ -52,6 +52,7 @@ def load_report(run: LoadRun) -> dict[str, Figure]:
         "nodes": run.num_nodes,
         "gpus": run.num_gpus,
         "goodput_rps": account.goodput_rps,
+        "goodput_rps_whole_run": account.num_met / run.duration_s if run.duration_s > 0 else 0.0,
         "goodput_rps_per_node": account.goodput_rps / run.num_nodes,
         "goodput_rps_per_gpu": account.goodput_rps / run.num_gpus,
         **({} if account.attainment is None else {"attainment": account.attainment}),
