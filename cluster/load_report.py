@@ -26,7 +26,8 @@ class LoadRun:
 
     `arrivals_s` is the time in which requests came: goodput is counted over it. `duration_s` goes on to the last end:
     tokens per second and cost are counted over it, and goodput once more, as other clients count it. `num_nodes` and
-    `num_gpus` are means over the run. `num_lost` are requests without any end. `cost` is that of all nodes for the whole run.
+    `num_gpus` are means over the run. `num_lost` are requests without any end. `cost` is that of all nodes for the
+    whole run.
     """
 
     records: Sequence[ServedRequest]

@@ -12,8 +12,8 @@ PREFILL_WEIGHT = {"prefill": 1.0, "mixed": 0.5}
 @dataclass(frozen=True, slots=True)
 class RestraintConfig:
     """A change must gain `min_gain` of the predicted goodput, and `change_cost` times the share of the nodes it
-    touches, in `num_confirmations` plans in a row; or `small_gain` for `patience_s` on end. It comes `hold_s` after the
-    last one at the earliest.
+    touches, in `num_confirmations` plans in a row; or `small_gain` for `patience_s` on end; the first one `small_gain`
+    only, for nobody has chosen what nodes begin with. It comes `hold_s` after the last one at the earliest.
 
     A change that takes something back, under a load like that of the last change, comes `reversal_hold_s` after it
     where it gains `min_gain`, earlier where it gains more; `again_factor` times later for each one of the last
@@ -82,7 +82,8 @@ class Restraint:
             self._num_confirmed, self._better_since = 0, None
             return False
         self._better_since = now if self._better_since is None else self._better_since
-        enough = gain >= config.min_gain + config.change_cost * share
+        is_chosen = self._changed_at is not None
+        enough = gain >= (config.min_gain + config.change_cost * share if is_chosen else config.small_gain)
         self._num_confirmed = self._num_confirmed + 1 if enough else 0
         confirmed = self._num_confirmed >= (1 if self.is_settling(now) else config.num_confirmations)
         if not confirmed and now - self._better_since < config.patience_s:

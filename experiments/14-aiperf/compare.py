@@ -31,8 +31,8 @@ class Cell:
 class Counted:
     """A run of either client. `num_good` and `goodput_rps` are the client's own word, `num_met` the server's counter;
     requests came for `arrivals_s`, and the whole run lasted `over_s`: AIPerf divides by it. Shares are of one core for
-    the client, of all cores for the whole machine. `num_near`: requests within 5 % of a target. `shift_s`: how far AIPerf's moments
-    are from those of its first run."""
+    the client, of all cores for the whole machine. `num_near`: requests within 5 % of a target. `shift_s`: how far
+    AIPerf's moments are from those of its first run."""
 
     cell: Cell
     arm: str

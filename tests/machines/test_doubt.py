@@ -84,6 +84,17 @@ def test_a_change_that_rested_on_few_requests_is_taken_back_when_three_times_as_
     assert restraint.num_reversals == 1
 
 
+def test_the_first_change_needs_to_gain_little_and_later_ones_more() -> None:
+    restraint = Restraint(RestraintConfig(settling_s=0.0, num_confirmations=1))
+    there = dict.fromkeys(NODES[:2], "prefill")
+    assert not restraint.may_change(there, 0.5, 0.019, 10.0, num_known=100, is_other_load=False)
+    assert restraint.may_change(there, 0.5, 0.021, 10.0, num_known=100, is_other_load=False)
+    restraint.changed(there, 10.0, num_known=100)
+    further = dict.fromkeys(NODES[2:], "decode")
+    assert not restraint.may_change(further, 0.5, 0.07, 20.0, num_known=100, is_other_load=True)
+    assert restraint.may_change(further, 0.5, 0.08, 20.0, num_known=100, is_other_load=True)
+
+
 def test_one_replay_does_not_undo_what_those_before_it_said() -> None:
     replays, found = Replays(ReplayConfig(min_span_s=1.0)), options(LOAD)[:2]
     feed = Feed().run(10, 12, 2000)
