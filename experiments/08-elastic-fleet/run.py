@@ -236,7 +236,8 @@ def main() -> None:
     """All workloads, print, write."""
     args = arguments(__doc__, _add_flags)
     found = list[Found]()
-    for asked in ASKED[:1] if args.quick else ASKED:
+    wanted = [each for each in ASKED if args.only in (None, each.name)]
+    for asked in wanted[:1] if args.quick else wanted:
         workload = _workload(asked, args)
         if workload is None:
             continue
@@ -261,6 +262,7 @@ def _workload(asked: Asked, args: argparse.Namespace) -> Workload | None:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mooncake", metavar="FILE", default=None, help="Mooncake's conversation trace")
+    parser.add_argument("--only", choices=[each.name for each in ASKED], default=None, help="one of the workloads")
     parser.add_argument("--requests", type=int, default=None, metavar="N", help="of the trace, the first N")
     parser.add_argument("--seed", type=int, default=0, help="of the generated day")
 
