@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from tests import leftovers
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two pools of threads on two cores make a decode step six times slower
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and its children
 
 
 BEFORE = pytest.StashKey[leftovers.Holdings]()
