@@ -72,6 +72,7 @@ def _warm_grpc() -> None:
     import grpc
 
     async def one_call() -> None:
+        grpc.aio.init_grpc_aio()  # kept, as our own servers keep it; else it ends and begins with each module
         server = grpc.aio.server()
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

@@ -12,6 +12,7 @@ from cluster.gateway.keys_grpc import KeyCheck
 from cluster.gateway.listening import Endpoint, listen, server_options
 from cluster.gateway.operator import Operator
 from cluster.gateway.rpc_border import UnknownMethods
+from cluster.grpc_poller import keep_poller
 
 
 class AdminServer:
@@ -28,6 +29,7 @@ class AdminServer:
         """Listen; the port. Raises ConfigError where the address or the certificate cannot be had."""
         self._at.check()
         check = KeyCheck(lambda header, wall_s: self._gateway.access.admin(header, wall_s))
+        keep_poller()
         server = grpc.aio.server(interceptors=[check], options=server_options(self._gateway.limits))
         alive = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(alive, server)

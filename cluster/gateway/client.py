@@ -13,6 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from cluster.api.v1 import inference_pb2 as pb
 from cluster.gateway.errors_wire import DETAILS_KEY
+from cluster.grpc_poller import keep_poller
 from core.errors import PenstockError
 
 GENERATE = "/penstock.v1.InferenceService/Generate"
@@ -40,6 +41,7 @@ class Credentials:
 
     def open_async(self, address: str) -> grpc.aio.Channel:
         """One for an asyncio loop."""
+        keep_poller()
         if self.tls is None:
             return grpc.aio.insecure_channel(address, options=OPTIONS)
         return grpc.aio.secure_channel(address, self.tls, options=OPTIONS)

@@ -13,6 +13,7 @@ from cluster.gateway.inference_service import SERVICE_NAME, InferenceService
 from cluster.gateway.keys_grpc import KeyCheck
 from cluster.gateway.listening import Endpoint, listen, server_options
 from cluster.gateway.rpc_border import UnknownMethods
+from cluster.grpc_poller import keep_poller
 
 HEALTH_INTERVAL_S = 0.25
 
@@ -51,6 +52,7 @@ class GrpcServer:
         """Listen; the port. Raises ConfigError where the address or the certificate cannot be had."""
         self._at.check()
         check = KeyCheck(lambda header, wall_s: self._gateway.access.caller(header, wall_s))
+        keep_poller()
         server = grpc.aio.server(interceptors=[check], options=server_options(self._gateway.limits))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, *(each.name for each in self._also), health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -11,6 +11,7 @@ import grpc.aio
 from cluster.api.v1.post_pb2 import Envelope, Joining, Leaving
 from cluster.api.v1.post_pb2_grpc import ReceptionStub
 from cluster.codec import CodecError, decode_as
+from cluster.grpc_poller import keep_poller
 from cluster.live.gateway_facts import GatewayFacts
 from cluster.live.handshake import ClusterToken, Untrusted, answer, greet
 from cluster.live.link import LinkBroken
@@ -52,6 +53,7 @@ async def knock(address: str, token: ClusterToken, me: GatewayId, last_word: Las
 
     Raises Unavailable where nobody answers there, or our id is taken, and ConfigError where trying again is of no use.
     """
+    keep_poller()
     async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
         call = ReceptionStub(channel).Join()  # type: ignore[no-untyped-call]
         try:

@@ -17,6 +17,7 @@ from cluster.api.v1.post_pb2 import Envelope, Hello, Welcome
 from cluster.api.v1.post_pb2_grpc import PostServicer, PostStub, add_PostServicer_to_server
 from cluster.codec import CodecError, decode_many
 from cluster.gateway.listening import Endpoint, listen
+from cluster.grpc_poller import keep_poller
 from cluster.live.handshake import ClusterToken, Stale, Untrusted, answer, challenge, check_current, greet, verify
 from cluster.live.line import Line
 from cluster.live.link import LinkBroken
@@ -65,6 +66,7 @@ class Post(PostServicer):
         """
         at = Endpoint(host, port, flags="--cluster-port")
         at.check()
+        keep_poller()
         server = grpc.aio.server(options=OPTIONS)
         add_PostServicer_to_server(self, server)  # type: ignore[no-untyped-call]
         also(server)
