@@ -35,8 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## start a small cluster, stream answers through it, check them, print the goodput table
 	$(BIN)/penstock demo
 
-# Tests that start processes of their own have the machine to themselves; all others run two files at a time.
-APART := tests/bench tests/chaos tests/dashboard tests/live tests/ray tests/service tests/transports
+# Tests of live processes have the machine to themselves; all others run two files at a time.
+APART := tests/bench tests/dashboard tests/live tests/ray tests/service tests/transports
 PYTEST := $(BIN)/python -m pytest -m "not gpu and not helm" --allowed-skips tests/allowed_skips.txt
 
 test: setup ## all tests that need no GPU and no Helm: unmarked, slow and Ray; a skip must be on the list

@@ -15,6 +15,7 @@ from core.ids import OPERATOR, NodeId, node_name
 from core.mix import Mix, NodeSpec
 from core.request import SLO
 from core.whatif import WhatIfAnswered
+from scheduler.attained import Attained, AttainedConfig
 from scheduler.capacity import Capacity, CapacityConfig
 from scheduler.closed_forms import Load
 from scheduler.config import SchedulerConfig
@@ -57,6 +58,7 @@ class ControllerConfig:
     floors: Floors = field(default_factory=Floors)
     meter: MeterConfig = field(default_factory=MeterConfig)
     restraint: RestraintConfig = field(default_factory=RestraintConfig)
+    attained: AttainedConfig = field(default_factory=AttainedConfig)
     replays: ReplayConfig | None = None
     capacity: CapacityConfig | None = None
 
@@ -119,6 +121,7 @@ class Controller:
         self._links = LinkMeter()
         self.restraint = Restraint(config.restraint)
         self.replays = Replays(config.replays or ReplayConfig())
+        self.attained = Attained(config.attained)
         self.is_infeasible = False
         self._meter = LoadMeter(config.meter)
         self._capacity = Capacity(config.capacity) if config.capacity else None
@@ -133,8 +136,12 @@ class Controller:
         """What the scheduler hears; changes nothing there."""
         if isinstance(event, RequestArrived):
             self._meter.note(event, view.lengths, now)
-        elif isinstance(event, StreamEnded) and event.outcome is Outcome.FINISHED:
-            self._meter.note_finished(event.request, event.num_tokens)
+            if not event.request.is_offline:
+                self.attained.note_arrived(event.request.id, event.request.slo or self.config.slo, now)
+        elif isinstance(event, StreamEnded):
+            self.attained.note_ended(event)
+            if event.outcome is Outcome.FINISHED:
+                self._meter.note_finished(event.request, event.num_tokens)
 
     def answer(self, event: WhatIfAnswered, now: float) -> bool:
         """The planner's answer: the next tick plans with it. False where it is stale."""
@@ -172,6 +179,7 @@ class Controller:
         if is_stepped:
             self.restraint.step(now)
             self.replays.forget()
+            self.attained.forget(now)
         return is_stepped
 
     def _plan(self, nodes: list[PlanNode], is_stepped: bool, now: float) -> _Plan | None:
@@ -188,10 +196,18 @@ class Controller:
         key = search.current().key
         found.sort(key=lambda option: option.key != key)
         probable = hedged(nodes, found, load, goal, self._meter.doubt(comes))
-        current, *_ = corrected = [self.replays.corrected(option, load.rate_rps, now) for option in probable]
+        replayed = [self.replays.corrected(option, load.rate_rps, now) for option in probable]
+        self._hold(replayed[0], nodes, comes, goal, now)
+        current, *_ = corrected = [self.attained.corrected(option, load.rate_rps, now) for option in replayed]
         options = sorted(corrected, key=lambda option: -option.forecast.goodput_rps)
         uncorrected = {option.key: option for option in found}
         return _Plan(nodes, comes, load, goal, current, options, uncorrected, is_stepped)
+
+    def _hold(self, current: Option, nodes: list[PlanNode], comes: Load, goal: Goal, now: float) -> None:
+        """What is attained against what is forecast of what is, for the load that comes."""
+        search = Search(nodes, Forecaster(comes, goal), self.config.floors)
+        forecast = self.replays.corrected(search.forecast(current.mixes), comes.rate_rps, now).forecast
+        self.attained.hold(current.key, forecast.goodput_rps / comes.rate_rps, self._meter.bursts.dispersion(), now)
 
     def _begin(self, nodes: list[PlanNode], now: float) -> Verdict:
         """The first request is there and little is known: chunks that rows can bear."""
@@ -223,6 +239,7 @@ class Controller:
         if self.config.advises:
             return Verdict((), (*asks, *self._advise(plan, best, changes, now)))
         self.restraint.changed(changes, now, num_known=num)
+        self.attained.begin(now)
         self._chosen_for = plan.load
         kind = kind_of_change(changes)
         told = self._tell(plan, kind, best, changes, sentence_of(plan.current, best, changes, plan.is_stepped), now)

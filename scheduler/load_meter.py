@@ -1,7 +1,7 @@
 """What comes in and goes out lately: rates and lengths for planning, and whether they have just changed."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import log, sqrt
@@ -11,6 +11,7 @@ from core.events import RequestArrived
 from core.ids import NodeId, RequestId
 from core.request import SLO
 from core.stats import NodeStats
+from scheduler.bursts import Bursts
 from scheduler.closed_forms import Load
 from scheduler.lengths import PRIOR_WEIGHT
 
@@ -82,6 +83,7 @@ class LoadMeter:
         self._open: dict[RequestId, Arrived] = {}
         self._prompt_logs = self._prompt_squares = 0.0
         self._grains: deque[_Span] = deque()
+        self.bursts = Bursts()
         self._num_seen = 0
         self._num_answers = 0
         self._began_at = 0.0
@@ -190,24 +192,29 @@ class LoadMeter:
         self._forget(now)
         if self._has_other_prompts():
             self._since = self._arrived[-self._config.min_arrivals].at
-        elif self._differs(now, lambda span: (span.prompt, span.prompt_squares)) or self._differs(
-            now, lambda span: (span.output, span.output_squares)
-        ):
+        elif self._has_other_tokens(now):
             self._since = now - self._config.step_window_s
         else:
             return False
         self._forget(now)
         return True
 
-    def _differs(self, now: float, tokens: Callable[["_Span"], tuple[float, float]]) -> bool:
+    def _has_other_tokens(self, now: float) -> bool:
         spans = self._whole_spans(now)
         if len(spans) < 5:
             return False
-        (last, last_squares), *before = (tokens(span) for span in spans)
+        dispersion = self.bursts.dispersion()
+        return self._differs([(span.prompt, span.prompt_squares) for span in spans], dispersion) or self._differs(
+            [(span.output, span.output_squares) for span in spans], dispersion
+        )
+
+    def _differs(self, spans: list[tuple[int, int]], dispersion: float) -> bool:
+        (last, last_squares), *before = spans
         mean = sum(each for each, _ in before) / len(before)
         among = sum((each - mean) ** 2 for each, _ in before) / (len(before) - 1)
         squares = sum(each for _, each in before) / len(before)
-        by_chance = max(among, squares, last_squares / 4)  # compound Poisson: the squares; one huge prompt is no step
+        # Compound Poisson: the squares, and more where bursts are compounded; one huge prompt is no step.
+        by_chance = max(among, squares * dispersion, last_squares / 4)
         change = abs(last - mean)
         config = self._config
         return change > config.step_sigmas * by_chance**0.5 and change > config.step_share * mean
@@ -268,6 +275,7 @@ class LoadMeter:
         if not self._grains or each.at - self._grains[-1].at >= grain_s:
             self._grains.append(_Span(each.at))
         self._grains[-1].note(each)
+        self.bursts.note(each.at)
 
 
 @dataclass(slots=True)

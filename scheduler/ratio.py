@@ -6,7 +6,7 @@ from dataclasses import replace
 from core.commands import Command, Tell
 from core.decisions import Decided, Decision, DecisionKind, MixStep, OverrideLifted
 from core.events import Event, MixChanged, Overridden
-from core.ids import OPERATOR, node_name
+from core.ids import OPERATOR, RequestId, node_name
 from core.mix import Mix
 from core.whatif import WhatIfAnswered
 from scheduler.config import SchedulerConfig
@@ -35,6 +35,16 @@ class Ratio:
         """The controller hears what the scheduler hears."""
         if self._controller is not None:
             self._controller.observe(event, self._view, now)
+
+    def turned_away(self, request: RequestId) -> None:
+        """The controller hears of a request that gets no answer."""
+        if self._controller is not None:
+            self._controller.attained.note_turned_away(request)
+
+    def forgotten(self, request: RequestId) -> None:
+        """The controller need not wait for the end of this one."""
+        if self._controller is not None:
+            self._controller.attained.note_gone(request)
 
     def override(self, event: Overridden, now: float) -> list[Command]:
         """The operator's mixes: the controller leaves these nodes alone until they are given back."""

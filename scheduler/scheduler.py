@@ -179,6 +179,7 @@ class Scheduler:
             return []
         refusal = self.router.refusal(flight, self._finished_at, now)
         if refusal is not None:
+            self.ratio.turned_away(request)
             return [Tell(event.gateway, RequestEnded(event.request.id, Outcome.REFUSED, refusal))]
         self._flights[flight.request.id] = flight
         self.router.add(flight)
@@ -319,6 +320,7 @@ class Scheduler:
 
     def _end(self, flight: Flight, outcome: Outcome, error: ErrorInfo) -> list[Command]:
         attempt = flight.attempt
+        self.ratio.turned_away(flight.request.id)
         self._forget(flight)
         ended = Tell(flight.gateway, RequestEnded(flight.request.id, outcome, error))
         return [ended, *(self._drop(attempt) if attempt else [])]
@@ -327,6 +329,7 @@ class Scheduler:
         if flight.state is RequestState.WAITING:
             self.router.remove(flight)
         flight.state, flight.attempt = RequestState.ENDED, None
+        self.ratio.forgotten(flight.request.id)
         del self._flights[flight.request.id]
 
     def _on_tick(self, now: float) -> list[Command]:

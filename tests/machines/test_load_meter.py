@@ -22,11 +22,11 @@ class Feed:
         self.now, self.num, self.chance = 0.0, 0, Random(1)
         self.stepped_at: list[float] = []
 
-    def run(self, seconds: float, rate_rps: float, prompt: int, ends_with: int = 0) -> "Feed":
-        """Poisson arrivals; with `ends_with` each answer ends at once with so many tokens."""
+    def run(self, seconds: float, rate_rps: float, prompt: int, ends_with: int = 0, shape: float = 1.0) -> "Feed":
+        """Gamma arrivals (Poisson by default); with `ends_with` each answer ends at once with so many tokens."""
         end, tick = self.now + seconds, self.now + 0.25
         at = self.now
-        while (at := at + self.chance.expovariate(rate_rps)) < end:
+        while (at := at + self.chance.gammavariate(shape, 1.0 / (shape * rate_rps))) < end:
             while tick <= at:
                 tick += 0.25
                 self.stepped_at += [tick] if self.meter.has_stepped(tick) else []
@@ -51,6 +51,13 @@ def test_rate_and_lengths_are_those_that_came() -> None:
 
 def test_noise_is_no_step() -> None:
     assert Feed().run(300, 10, 1000).stepped_at == []
+
+
+def test_bursts_are_no_steps_but_more_than_them_is() -> None:
+    feed = Feed().run(600, 10, 1000, shape=0.1)
+    assert [at for at in feed.stepped_at if at > 60.0] == []
+    feed.run(20, 80, 1000, shape=0.1)
+    assert [at for at in feed.stepped_at if at > 600.0], "more than bursts is a step"
 
 
 @pytest.mark.parametrize(("rate", "prompt"), [(60, 1000), (10, 100), (10, 8000)])
