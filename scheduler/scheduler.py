@@ -176,6 +176,7 @@ class Scheduler:
         flight, request = Flight(event.request, event.gateway, now, waiting_since=now), event.request.id
         if request in self._flights or request in self._tombstones or event.gateway in self._lost_gateways:
             self.num_dropped_events += 1
+            self.ratio.forgotten(request)
             return []
         refusal = self.router.refusal(flight, self._finished_at, now)
         if refusal is not None:
