@@ -1,4 +1,4 @@
-"""Cells that nothing was tuned by: workloads, SLOs, loads and fleets at random, and two minutes of each. Simulated."""
+"""Cells away from the grid: workloads, SLOs, loads and fleets at random, and two minutes of each. Simulated."""
 
 import argparse
 from collections.abc import Sequence
@@ -83,13 +83,14 @@ def drawn(number: int) -> Drawn:
 
 def served(cell: Drawn) -> Served:
     """All arms at the same rate."""
-    kind, sketch = kind_of(cell.steps), cell.workload(400)
-    rate = cell.load * max(LEAST_RPS, *(each.forecast_rps for each in _fixed(cell, sketch)))
+    kind = kind_of(cell.steps)
+    fixed = _fixed(cell, cell.workload(400))
+    rate = cell.load * max(LEAST_RPS, *(each.forecast_rps for each in fixed))
     workload = cell.workload(round(min(MOST_REQUESTS, max(LEAST_REQUESTS, rate * SECONDS))))
     runs, recipe = Runs([workload], cell.slo, warm_up_s=WARM_UP_S), recipe_for(kind, workload)
     best = []
     for mixed in (True, False):
-        arms = [each for each in _fixed(cell, sketch) if bool(each.arm.num_mixed) is mixed][:NUM_TRIED]
+        arms = [each for each in fixed if bool(each.arm.num_mixed) is mixed][:NUM_TRIED]
         tried = [replace(each, recipe=replace(each.recipe, max_model_len=recipe.max_model_len)) for each in arms]
         best.append(max((runs.goodput(each, rate), str(each)) for each in tried))
     figures = runs.figures(adaptive(recipe, cell.num_nodes), rate)
