@@ -13,10 +13,11 @@ from cluster.api.v1.post_pb2_grpc import ReceptionStub
 from cluster.codec import CodecError, decode_as
 from cluster.grpc_poller import keep_poller
 from cluster.live.gateway_facts import GatewayFacts
-from cluster.live.handshake import ClusterToken, Untrusted, answer, greet
+from cluster.live.handshake import ClusterToken, Untrusted, greet
+from cluster.live.introduction import HANDSHAKE_S, next_envelope, prove
 from cluster.live.link import LinkBroken
 from cluster.live.orders import HeadPlace
-from cluster.live.post import HANDSHAKE_S, OPTIONS, next_envelope
+from cluster.live.post import OPTIONS
 from core.errors import ConfigError, PenstockError, Unavailable
 from core.ids import GatewayId
 
@@ -79,10 +80,7 @@ async def _knock(
     me: GatewayId,
     last_word: LastWord | None,
 ) -> Admitted:
-    hello = greet(me, "", 1, 0)
-    await call.write(Envelope(hello=hello))
-    proof = answer(token, hello, (await next_envelope(call)).challenge)
-    await call.write(Envelope(proof=proof))
+    await prove(call, token, greet(me, "", 1, 0))
     said = (await next_envelope(call)).admission
     admitted = Admitted(HeadPlace(said.head, address, said.term), decode_as(GatewayFacts, said.facts))
     if last_word is not None:

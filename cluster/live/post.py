@@ -11,21 +11,20 @@ from typing import cast
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
 from cluster.api.v1.post_pb2 import Envelope, Hello, Welcome
 from cluster.api.v1.post_pb2_grpc import PostServicer, PostStub, add_PostServicer_to_server
 from cluster.codec import CodecError, decode_many
 from cluster.gateway.listening import Endpoint, listen
 from cluster.grpc_poller import keep_poller
-from cluster.live.handshake import ClusterToken, Stale, Untrusted, answer, challenge, check_current, greet, verify
+from cluster.live.handshake import ClusterToken, Stale, Untrusted, check_current, greet
+from cluster.live.introduction import HANDSHAKE_S, demand_proof, next_envelope, prove, read
 from cluster.live.line import Line
 from cluster.live.link import LinkBroken
 from cluster.live.mail import MAX_ENVELOPE_BYTES, NOTICES, Letters, Mailbox, Notice, Wire, payloads
 from core.timers import Timers
 
 LOG = logging.getLogger("penstock.post")
-HANDSHAKE_S = 5.0
 FIRST_REDIAL_S, LAST_REDIAL_S = 0.02, 0.5
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_ENVELOPE_BYTES + 4096),
@@ -176,7 +175,7 @@ class Post(PostServicer):
                 LOG.debug("stream with %s ended: %r", line.peer, end)
 
     async def _read(self, line: Line, wire: Wire) -> None:
-        while (envelope := await _read(wire)) is not grpc.aio.EOF:
+        while (envelope := await read(wire)) is not grpc.aio.EOF:
             self._on_envelope(line, cast(Envelope, envelope))
 
     def _on_envelope(self, line: Line, envelope: Envelope) -> None:
@@ -232,10 +231,7 @@ class Post(PostServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     async def _accept(self, context: "grpc.aio.ServicerContext[Envelope, Envelope]") -> Hello:
-        hello = (await next_envelope(context)).hello
-        asked = challenge(self._token, hello)
-        await context.write(Envelope(challenge=asked))
-        verify(self._token, hello, asked, (await next_envelope(context)).proof)
+        hello = await demand_proof(context, self._token)
         check_current(hello, self._me, self._term)
         line = self._session(hello)
         await context.write(line.link.stamp(Envelope(welcome=Welcome())))
@@ -287,9 +283,7 @@ class Post(PostServicer):
     async def _introduce(self, line: Line, call: Wire) -> int:
         """The dialer's side of the handshake; returns the session that was agreed on. Raises Untrusted."""
         hello = greet(self._me, line.peer, line.link.session, self._term)
-        await call.write(Envelope(hello=hello))
-        proof = answer(self._token, hello, (await next_envelope(call)).challenge)
-        await call.write(Envelope(proof=proof))
+        await prove(call, self._token, hello)
         welcome = await next_envelope(call)
         if line.link.session == hello.session:
             line.link.heard(welcome.ack, time.monotonic())
@@ -321,19 +315,3 @@ class Post(PostServicer):
         line.is_linked = False
         line.link.reset(time.monotonic(), session or line.link.session + 1)
         self._mailbox.on_severed(line.peer, why)
-
-
-async def next_envelope(wire: Wire) -> Envelope:
-    """The next envelope of a handshake. Raises Untrusted where the other side leaves instead."""
-    envelope = await _read(wire)
-    if envelope is grpc.aio.EOF:
-        raise Untrusted("the other side left the handshake")
-    return cast(Envelope, envelope)
-
-
-async def _read(wire: Wire) -> object:
-    """An envelope, or grpc.aio.EOF. Raises LinkBroken for bytes that are none."""
-    try:
-        return await wire.read()
-    except DecodeError as error:
-        raise LinkBroken("what was sent is not an envelope") from error

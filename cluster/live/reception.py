@@ -16,9 +16,9 @@ from cluster.api.v1.post_pb2 import Admission, Envelope, Hello, Joined
 from cluster.api.v1.post_pb2_grpc import ReceptionServicer, add_ReceptionServicer_to_server
 from cluster.codec import SCHEMA, encode_as
 from cluster.live.gateway_facts import GatewayFacts
-from cluster.live.handshake import ClusterToken, Stale, Untrusted, challenge, verify
+from cluster.live.handshake import ClusterToken, Stale, Untrusted
+from cluster.live.introduction import HANDSHAKE_S, demand_proof, next_envelope
 from cluster.live.link import LinkBroken
-from cluster.live.post import HANDSHAKE_S, next_envelope
 from core.ids import GatewayId
 
 LOG = logging.getLogger("penstock.head")
@@ -68,10 +68,7 @@ class Reception(ReceptionServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     async def _receive(self, context: Context) -> None:
-        hello = (await next_envelope(context)).hello
-        asked = challenge(self._token, hello)
-        await context.write(Envelope(challenge=asked))
-        verify(self._token, hello, asked, (await next_envelope(context)).proof)
+        hello = await demand_proof(context, self._token)
         _check(hello)
         facts = encode_as(GatewayFacts, self._facts())
         await context.write(Envelope(admission=Admission(head=self._me, term=self._term, facts=facts)))

@@ -149,6 +149,7 @@ async def _try_hello(
     said = greet(sender, to, 1, 3)
     said.MergeFrom(Hello(**fields))  # type: ignore[arg-type]
     try:
+        await call.read()
         await call.write(Envelope(hello=said))
         asked = (await call.read()).challenge
         try:
@@ -201,6 +202,7 @@ async def _speak(token: ClusterToken, address: str, envelope: Envelope) -> str:
     async with grpc.aio.insecure_channel(address) as channel:
         call = PostStub(channel).Link()  # type: ignore[no-untyped-call]
         said = greet("a@1", "b@1", 1, 1)
+        await call.read()
         await call.write(Envelope(hello=said))
         await call.write(Envelope(proof=answer(token, said, (await call.read()).challenge)))
         await call.read()
@@ -261,6 +263,7 @@ async def _speak_bytes(token: ClusterToken, address: str, shakes_hands: bool) ->
         link: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream("/penstock.post.v1.Post/Link")
         call, said = link(), greet("a@1", "b@1", 1, 1)
         if shakes_hands:
+            await call.read()
             await call.write(Envelope(hello=said).SerializeToString())
             asked = Envelope.FromString(cast(bytes, await call.read())).challenge
             await call.write(Envelope(proof=answer(token, said, asked)).SerializeToString())

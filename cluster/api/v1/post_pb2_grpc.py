@@ -47,7 +47,8 @@ class PostServicer:
     """
 
     def Link(self, request_iterator, context):
-        """Hello, Challenge, Proof and Welcome first, in this order; then numbered envelopes both ways until one side leaves.
+        """First an empty envelope from the listener, then Hello, Challenge, Proof and Welcome, in this order; then numbered
+        envelopes both ways until one side leaves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +124,7 @@ class ReceptionServicer:
     """
 
     def Join(self, request_iterator, context):
-        """Hello (to nobody by name), Challenge and Proof as for a link; then Admission, and from who wants to be a member
+        """As for a link up to Proof, the Hello to nobody by name; then Admission, and from who wants to be a member
         Joining, or Leaving from who was one, answered by Joined. Who only wants to know hangs up before that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
