@@ -32,7 +32,10 @@ class Arm:
     def __str__(self) -> str:
         if self.adapts:
             return f"adaptive, {self.num_nodes} nodes"
-        return f"aggregated, {self.num_mixed} nodes" if self.num_mixed else f"{self.num_prefill}P + {self.num_decode}D"
+        if self.num_mixed == self.num_nodes:
+            return f"aggregated, {self.num_mixed} nodes"
+        counts = ((self.num_prefill, "P"), (self.num_mixed, "M"), (self.num_decode, "D"))
+        return " + ".join(f"{count}{letter}" for count, letter in counts if count)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,12 @@ class Candidate:
 
     @property
     def layout(self) -> str:
-        """As `--layout` takes it."""
+        """As `--layout` takes it, which takes none where only some nodes are mixed."""
         if self.arm.adapts:
             return "adaptive"
-        return "aggregated" if self.arm.num_mixed else f"disaggregated:{self.arm.num_prefill}:{self.arm.num_decode}"
+        if self.arm.num_mixed == self.arm.num_nodes:
+            return "aggregated"
+        return str(self.arm) if self.arm.num_mixed else f"disaggregated:{self.arm.num_prefill}:{self.arm.num_decode}"
 
     @property
     def sizes(self) -> str:

@@ -20,7 +20,7 @@ from scheduler.capacity import Capacity, CapacityConfig
 from scheduler.closed_forms import Load
 from scheduler.config import SchedulerConfig
 from scheduler.first_chunks import first_chunks
-from scheduler.hedging import hedged
+from scheduler.hedging import hedged, undivided
 from scheduler.layouts import Floors, Option, PlanNode, Search
 from scheduler.load_meter import LoadMeter, MeterConfig
 from scheduler.plan_nodes import LinkMeter, plan_nodes
@@ -35,6 +35,9 @@ OTHER_LOAD = 1.5
 
 ALARMING_DOUBT = 0.3
 """With more, a load that seems too much is no alarm yet: too few requests came, too few answers ended."""
+
+MOST_JUDGED = 8
+"""So many of the best layouts for what is planned for are looked at for what comes."""
 
 ENOUGH = 0.95
 """Of what is planned for: whoever is forecast to meet so much is not changed for having little room beyond."""
@@ -130,7 +133,7 @@ class Controller:
         self._contrary_since: float | None = None
         self._chosen_for: Load | None = None
         self._has_begun = False
-        self._advised: tuple[tuple[str, int], ...] = ()
+        self._advised: tuple[Mix, ...] = ()
 
     def observe(self, event: Event, view: ClusterView, now: float) -> None:
         """What the scheduler hears; changes nothing there."""
@@ -187,15 +190,17 @@ class Controller:
         if comes is None or not any(node.is_free for node in nodes):
             return None
         goal = Goal(self._meter.slo() or self.config.slo, self.config.target)
+        doubt = self._meter.doubt(comes)
+        floors = replace(self.config.floors, mixed=undivided(sum(node.is_free for node in nodes), doubt))
         for headroom in (self.config.headroom, 1.0):
             load = comes.at(comes.rate_rps * headroom)
-            search = Search(nodes, Forecaster(load, goal), self.config.floors)
+            search = Search(nodes, Forecaster(load, goal), floors)
             found = search.options()
             if max(map(_attainment, found)) >= goal.target:
                 break  # where more than what comes is too much, the best is what serves most of what comes
         key = search.current().key
         found.sort(key=lambda option: option.key != key)
-        probable = hedged(nodes, found, load, goal, self._meter.doubt(comes))
+        probable = hedged(nodes, found, load, goal, doubt)
         replayed = [self.replays.corrected(option, load.rate_rps, now) for option in probable]
         self._hold(replayed[0], nodes, comes, goal, now)
         current, *_ = corrected = [self.attained.corrected(option, load.rate_rps, now) for option in replayed]
@@ -254,16 +259,19 @@ class Controller:
         specs = [_believed(view, node) for node in plan.nodes]
         firsts = {option.kind: option for option in reversed(plan.options)}
         candidates = {option.key: option for option in (plan.current, *firsts.values())}
-        others = sorted(plan.options, key=lambda o: (self.replays.knows(o), o.kind == "between", -plan.score(o)))
+        others = sorted(plan.options, key=lambda o: (self.replays.knows(o), -plan.score(o)))
         candidates |= {option.key: option for option in others if option.key not in candidates}
         asked = [plan.uncorrected[key] for key in candidates]
         under = Replayed(plan.load, plan.goal.slo, self._links.bytes_per_s)
         return self.replays.ask(specs, asked, self._meter.arrivals(), under, now)
 
     def _advise(self, plan: _Plan, best: Option, changes: dict[PlanNode, str], now: float) -> list[Tell]:
-        if best.key == self._advised:
+        search = Search(plan.nodes, Forecaster(plan.load, plan.goal), self.config.floors)
+        good = search.forecast(best.mixes).forecast.goodput_rps / (1.0 + self.config.restraint.small_gain)
+        is_known = len(self._advised) == len(best.mixes)
+        if is_known and search.forecast(self._advised).forecast.goodput_rps >= good:
             return []
-        self._advised = best.key
+        self._advised = best.mixes
         reason = f"would be better: {sentence_of(plan.current, best, changes, plan.is_stepped)}"
         return [self._tell(plan, DecisionKind.ADVICE, best, changes, reason, now)]
 
@@ -273,7 +281,10 @@ class Controller:
         """The alarm: no layout meets the SLO for what comes now. Said once, and once when it is over."""
         search = Search(plan.nodes, Forecaster(plan.comes, plan.goal), self.config.floors)
         best = max(
-            (self.replays.corrected(search.forecast(o.mixes), plan.comes.rate_rps, now) for o in plan.options),
+            (
+                self.replays.corrected(search.forecast(o.mixes), plan.comes.rate_rps, now)
+                for o in plan.options[:MOST_JUDGED]
+            ),
             key=_attainment,
         )
         needed = self.config.target + (0.02 if self.is_infeasible else 0.0)

@@ -17,10 +17,18 @@ LEAST_DOUBT = 0.1
 MOST_DOUBT = 0.7
 """A ratio that may be twice or half as high is as good as unknown."""
 
+MOST_UNDIVIDED, UNDIVIDED = 0.5, 1.25
+"""Half of the nodes, at most, are kept from one phase alone, and that while the ratio may be a half higher or lower."""
+
 POINTS = 1.5**0.5
 """Points at the mean and so many deviations to each side, of equal weight, have the variance of the whole."""
 
 NUM_OPTIONS = 8
+
+
+def undivided(num_free: int, doubt: float) -> int:
+    """How many of the free nodes should go on doing both: what is not known is left to routing."""
+    return round(num_free * min(MOST_UNDIVIDED, UNDIVIDED * doubt))
 
 
 def hedged(nodes: Sequence[PlanNode], options: Sequence[Option], load: Load, goal: Goal, doubt: float) -> list[Option]:

@@ -24,8 +24,9 @@ STAYS = 0.25
 ROOM_WEIGHT = 0.1
 """What a layout is worth more that could serve twice the load: loads are burstier than they look."""
 
-TRUST_IN_BETWEEN, TRUST_IN_ONE_SIDED = 0.97, 0.92
-"""See `trust_of`; by runs of four simulated nodes. A replay knows better, and then counts in full."""
+TRUST_BESIDE_DECODE = 0.93
+"""What a forecast is worth of mixed nodes beside some that only decode: formulas divide rows among them as is best,
+routing not always. By runs of four simulated nodes; a replay knows better, and then counts in full."""
 
 ENUMERATED = 12
 """Up to so many free nodes, all divisions of those that are not mixed are screened; above, those near the balance."""
@@ -36,10 +37,11 @@ FINE = 24
 
 @dataclass(frozen=True, slots=True)
 class Floors:
-    """So many nodes, at least, must accept each phase."""
+    """So many nodes, at least, must accept each phase, and so many both."""
 
     prefill: int = 1
     decode: int = 1
+    mixed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,11 @@ class Option:
         """What it is, epochs aside."""
         return tuple(accepted(mix) for mix in self.mixes)
 
+    @property
+    def roles(self) -> frozenset[str]:
+        """What its nodes do, closed ones aside."""
+        return roles_of(self.mixes)
+
     def score(self, planned_rps: float) -> float:
         """Goodput, and a little more where there is room for more than what is planned for, up to twice that."""
         room = self.forecast.capacity_rps / planned_rps - 1.0
@@ -89,17 +96,18 @@ def accepted(mix: Mix) -> tuple[str, int]:
 
 def kind_of(mixes: Sequence[Mix]) -> str:
     """The word for a layout; closed nodes do not count."""
-    roles = {mix.role for mix in mixes} - {"closed"}
+    roles = roles_of(mixes)
     return "aggregated" if roles == {"mixed"} else "between" if "mixed" in roles else "disaggregated"
 
 
 def trust_of(mixes: Sequence[Mix]) -> float:
-    """Formulas divide both phases over all nodes as is best. Where one phase has mixed nodes only, and the other has
-    nodes of its own as well, a little too much of the latter on the former costs most."""
-    roles = {mix.role for mix in mixes} - {"closed"}
-    if "mixed" not in roles or roles == {"mixed"}:
-        return 1.0
-    return TRUST_IN_BETWEEN if roles == {"prefill", "mixed", "decode"} else TRUST_IN_ONE_SIDED
+    """What the forecast of a layout is worth."""
+    return TRUST_BESIDE_DECODE if roles_of(mixes) >= {"mixed", "decode"} else 1.0
+
+
+def roles_of(mixes: Sequence[Mix]) -> frozenset[str]:
+    """What nodes do, closed ones aside."""
+    return frozenset(mix.role for mix in mixes) - {"closed"}
 
 
 @dataclass(slots=True)
@@ -174,7 +182,8 @@ class Search:
         shapes = [Shape(p, m, chunk) for p, m in near]
         if mixed:
             largest = self._chunks()[0]
-            others = {_rounded(chunk * 1.41), _rounded(chunk / 1.41)}
+            now = {n.mix.prefill_tokens_per_step for n in self.nodes if n.is_free and n.mix.role == "mixed"}
+            others = {_rounded(chunk * 1.41), _rounded(chunk / 1.41)} | now
             shapes += [Shape(prefill, mixed, c) for c in sorted(others) if MIN_CHUNK <= c <= largest]
         is_covered = self._coverage()
         fits = (s for s in shapes if s.num_prefill >= 0 <= s.num_mixed and s.num_prefill + s.num_mixed <= len(free))
@@ -212,8 +221,11 @@ class Search:
         decode = sum(node.mix.accepts_decode for node in self._pinned)
         num = len(self._order)
         floors = min(self.floors.prefill, num + prefill), min(self.floors.decode, num + decode)
+        mixed = min(num, self.floors.mixed)
         return lambda shape: (
-            prefill + shape.num_prefill + shape.num_mixed >= floors[0] and decode + num - shape.num_prefill >= floors[1]
+            prefill + shape.num_prefill + shape.num_mixed >= floors[0]
+            and decode + num - shape.num_prefill >= floors[1]
+            and shape.num_mixed >= mixed
         )
 
     def _ability(self, node: PlanNode) -> NodeAbility:

@@ -251,27 +251,38 @@ class _Layout:
         """The share of requests that meet both targets at this rate; 0 where a queue only grows."""
         if not self.rate or not rate:
             return 0.0
-        in_time, in_pace = self._mixed(rate)
-        limit_s = self._of.goal.prefill_limit_s
-        if self._to_prefill:
-            sent = rate * self._to_prefill
-            if sent >= self._link_rate:
-                return 0.0
-            in_time += self._to_prefill * share_taken(self._alone, sent, self._num_alone, limit_s)
+        if not self._to_prefill:
+            return self._divided(rate, 0.0, 0.0)
+        best = self._divided(rate, self._to_prefill, self._to_prefill * self._taken(rate * self._to_prefill))
+        if self._to_prefill < 1.0:
+            taken = round(self._taken(rate), 4)
+            best = max(best, self._divided(rate, 1.0, taken), self._divided(rate, taken, taken))
+        return best
+
+    def _taken(self, rate: float) -> float:
+        """The share of so many prompts that nodes which only prefill take in time."""
+        return share_taken(self._alone, rate, self._num_alone, self._of.goal.prefill_limit_s)
+
+    def _divided(self, rate: float, to_prefill: float, in_time: float) -> float:
+        """The same where nodes that only prefill get such a share of the prompts, `in_time` with so much of all."""
+        if rate * to_prefill >= self._link_rate > 0.0:
+            return 0.0
+        mixed_in_time, in_pace = self._mixed(rate, to_prefill)
+        in_time += mixed_in_time
         for part in self._parts:
             if part.role == "decode":
                 share = self._to_decode * self._of.decode_rate(part.ability) / self._sums.decode
                 in_pace += share * part.num * _Node(self._of, part, 0.0, rate * share).in_pace()
         return in_time * in_pace
 
-    def _mixed(self, rate: float) -> tuple[float, float]:
+    def _mixed(self, rate: float, to_prefill: float) -> tuple[float, float]:
         """Shares of all requests that mixed nodes prefill in time, and decode in pace."""
         in_time = in_pace = 0.0
         for part in self._parts:
             if part.role != "mixed":
                 continue
             of = self._of.mixed_rates(part.ability, part.chunk)
-            prefills = (1.0 - self._to_prefill) * of[0] / self._sums.mixed_prefill
+            prefills = (1.0 - to_prefill) * of[0] / self._sums.mixed_prefill
             decodes = (1.0 - self._to_decode) * of[1] / self._sums.mixed_decode
             node = _Node(self._of, part, rate * prefills, rate * decodes)
             in_time += part.num * prefills * node.in_time(part.num)

@@ -55,8 +55,8 @@ class Replays:
         self._num_settled = 0
         self._open: tuple[Option, ...] = ()
         self._answered_at = float("-inf")
-        self._by_key: dict[tuple[tuple[str, int], ...], tuple[str, float]] = {}
-        self._by_kind: dict[str, float] = {}
+        self._by_key: dict[tuple[tuple[str, int], ...], tuple[frozenset[str], float]] = {}
+        self._by_kind: dict[frozenset[str], float] = {}
         self.num_stale = 0
 
     def forget(self) -> None:
@@ -125,9 +125,9 @@ class Replays:
         if now - self._answered_at > self.config.lasts_s:
             self._by_key.clear()
         for option, factor in zip(self._open, factors, strict=True):
-            before = self._by_key.get(option.key, (option.kind, factor))[1]
-            self._by_key[option.key] = option.kind, before + NEWS * (factor - before)
-        kinds: dict[str, list[float]] = {}
+            before = self._by_key.get(option.key, (option.roles, factor))[1]
+            self._by_key[option.key] = option.roles, before + NEWS * (factor - before)
+        kinds: dict[frozenset[str], list[float]] = {}
         for kind, factor in self._by_key.values():
             kinds.setdefault(kind, []).append(factor)
         self._by_kind = {kind: sum(of) / len(of) for kind, of in kinds.items()}
@@ -135,11 +135,12 @@ class Replays:
         return True
 
     def corrected(self, option: Option, rate_rps: float, now: float) -> Option:
-        """The option, its forecast times what replays said of it, or of its kind, or of all; never more than comes."""
+        """The option, its forecast times what replays said of it, or of those with its roles, or of all; never more than
+        comes."""
         if now - self._answered_at > self.config.lasts_s or not self._by_kind:
             return option
         overall = sum(self._by_kind.values()) / len(self._by_kind)
-        kind = option.kind, self._by_kind.get(option.kind, overall)
+        kind = option.roles, self._by_kind.get(option.roles, overall)
         factor = self._by_key.get(option.key, kind)[1]
         was = option.forecast
         goodput, attainment = min(rate_rps, was.goodput_rps * factor), min(1.0, was.attainment * factor)

@@ -15,9 +15,11 @@ ABILITY = NodeAbility(NodeCosts(0.002, 0.004, 2e-5, 0.0, 1e-5, 1e-8), 100_000, 6
 
 
 @pytest.mark.parametrize(
-    ("tpot_s", "chunk"), [(1.0, 2048), (0.031, 1024), (0.02, 512), (0.0085, 128), (0.006, 32), (0.005, 2048)]
+    ("tpot_s", "chunk"), [(1.0, 2048), (0.031, 1024), (0.02, 512), (0.0085, 128), (0.006, 32), (0.005, 1024)]
 )
-def test_a_chunk_is_halved_until_a_step_with_it_leaves_rows_a_fifth_of_their_time(tpot_s: float, chunk: int) -> None:
+def test_a_chunk_is_halved_until_rows_bear_a_step_with_it_or_the_fixed_price_would_be_a_quarter(
+    tpot_s: float, chunk: int
+) -> None:
     assert bearable_chunk(ABILITY, 2048, tpot_s) == chunk
 
 
