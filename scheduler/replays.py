@@ -135,8 +135,8 @@ class Replays:
         return True
 
     def corrected(self, option: Option, rate_rps: float, now: float) -> Option:
-        """The option, its forecast times what replays said of it, or of those with its roles, or of all; never more than
-        comes."""
+        """The option, its forecast times what replays said of it, or of those with its roles, or of all; never more
+        than comes."""
         if now - self._answered_at > self.config.lasts_s or not self._by_kind:
             return option
         overall = sum(self._by_kind.values()) / len(self._by_kind)
