@@ -19,7 +19,10 @@ from .run import NUM_NODES, WARM_UP_S, WORKLOAD, kind_of
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One cell: what is promised, the rate that the better fixed arm just held, and its goodput at it, in req/s."""
+    """One cell: what is promised, the rate that the better fixed arm just held, and its goodput at it, in req/s.
+
+    `by_rate`: the highest rate that the controller holds is searched as well.
+    """
 
     steps: str
     requests: int
@@ -27,6 +30,7 @@ class Task:
     rate_rps: float
     fixed_rps: float
     before_rps: float
+    by_rate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +40,36 @@ class Again:
     task: Task
     goodput_rps: float
     mix_changes: int
+    held_rps: float | None
 
     @property
     def ratio(self) -> float:
         """Over the better fixed arm."""
         return self.goodput_rps / self.task.fixed_rps
 
+    @property
+    def capacity_ratio(self) -> float | None:
+        """The highest rate, over that of the better fixed arm."""
+        return None if self.held_rps is None else self.held_rps / self.task.rate_rps
+
 
 def again(task: Task) -> Again:
-    """One simulation."""
+    """One simulation, or several for the rate."""
     workload = workload_of([f"{WORKLOAD},requests={task.requests}"], 0).workload
     runs = Runs([workload], task.slo, warm_up_s=WARM_UP_S)
-    figures = runs.figures(adaptive(recipe_for(kind_of(task.steps), workload), NUM_NODES), task.rate_rps)
-    return Again(task, float(figures["goodput_rps"]), int(figures["mix_changes"]))
+    arm = adaptive(recipe_for(kind_of(task.steps), workload), NUM_NODES)
+    figures = runs.figures(arm, task.rate_rps)
+    held_rps = runs.capacity(arm, task.rate_rps) if task.by_rate else None
+    return Again(task, float(figures["goodput_rps"]), int(figures["mix_changes"]), held_rps)
 
 
-def tasks_of(path: Path, steps: str, requests: int) -> list[Task]:
+def tasks_of(path: Path, steps: str, requests: int, *, by_rate: bool = False) -> list[Task]:
     """The cells of a result file of `run`, in its order."""
     found = []
     for sample in json.loads(path.read_text())["samples"]:
         fixed = max(sample["aggregated_goodput_rps"], sample["disaggregated_goodput_rps"])
         slo = SLO(sample["ttft_slo_s"], sample["tpot_slo_s"])
-        found.append(Task(steps, requests, slo, sample["at_rps"], fixed, sample["adaptive_goodput_rps"]))
+        found.append(Task(steps, requests, slo, sample["at_rps"], fixed, sample["adaptive_goodput_rps"], by_rate))
     return found
 
 
@@ -65,7 +77,9 @@ def figures_of(found: list[Again]) -> dict[str, Figure]:
     """Over the cells; `before_…`: of the file."""
     figures: dict[str, Figure] = {"cells": len(found)}
     now, before = [each.ratio for each in found], [each.task.before_rps / each.task.fixed_rps for each in found]
-    for name, values in (("ratio", now), ("before_ratio", before)):
+    rates = [each.capacity_ratio for each in found if each.capacity_ratio is not None]
+    named = [("ratio", now), ("before_ratio", before), *([("capacity_ratio", rates)] if rates else [])]
+    for name, values in named:
         figures |= {f"{name}_min": min(values), f"{name}_mean": mean(values), f"{name}_max": max(values)}
     return figures
 
@@ -79,6 +93,8 @@ def _sample(each: Again) -> Sample:
         "adaptive_goodput_rps": each.goodput_rps,
         "adaptive_mix_changes": each.mix_changes,
         "ratio": each.ratio,
+        "adaptive_rps": each.held_rps,
+        "capacity_ratio": each.capacity_ratio,
         "before_ratio": each.task.before_rps / each.task.fixed_rps,
     }
 
@@ -86,7 +102,7 @@ def _sample(each: Again) -> Sample:
 def main() -> None:
     """All cells, print, write after each."""
     args = arguments(__doc__, _add_flags)
-    tasks = tasks_of(Path(args.file), args.steps, args.requests)
+    tasks = tasks_of(Path(args.file), args.steps, args.requests, by_rate=args.by_rate)
     found = list[Again]()
     with ProcessPoolExecutor(args.workers) as pool:
         for each in pool.map(again, tasks[:1] if args.quick else tasks):
@@ -95,6 +111,7 @@ def main() -> None:
             say(
                 f"TTFT {task.slo.ttft_s:g} s, TPOT {1000 * task.slo.tpot_s:g} ms at {task.rate_rps:.2f} req/s: "
                 f"{each.goodput_rps:.2f} of {task.fixed_rps:.2f}: {each.ratio:.3f}, {each.mix_changes} changes"
+                + (f"; by rate {each.capacity_ratio:.3f}" if each.capacity_ratio is not None else "")
             )
             if args.json:
                 command = "python -m experiments.02-no-regret.again"
@@ -107,6 +124,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", required=True, help="what `run --json` wrote")
     parser.add_argument("--steps", choices=("roofline", "serial", "measured"), default="roofline", help="of that run")
     parser.add_argument("--requests", type=int, default=250, metavar="N", help="of each run, as there")
+    parser.add_argument(
+        "--by-rate", action="store_true", help="also search the highest rate that it holds"
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="cells at a time")
 
 
