@@ -121,12 +121,15 @@ def main() -> None:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser)
+    parser.add_argument("--by-rate", action="store_true", help="also search the highest rate that it holds")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which cells, and how."""
     parser.add_argument("--file", required=True, help="what `run --json` wrote")
     parser.add_argument("--steps", choices=("roofline", "serial", "measured"), default="roofline", help="of that run")
     parser.add_argument("--requests", type=int, default=250, metavar="N", help="of each run, as there")
-    parser.add_argument(
-        "--by-rate", action="store_true", help="also search the highest rate that it holds"
-    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="cells at a time")
 
 

@@ -4,7 +4,6 @@ The two arms of the grid are all nodes mixed, or none. Here some are: every divi
 and decode, with each chunk, chosen afterwards.
 """
 
-import argparse
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from cluster.tune_plan import Candidate
 from cluster.workload.spec import workload_of
 from experiments.arms import Found, Runs, arguments, by_forecast, mean, recipe_for, say
 
-from .again import Task, tasks_of
+from .again import Task, add_flags, tasks_of
 from .run import NUM_NODES, PREFILL_CHUNKS, WARM_UP_S, WORKLOAD, kind_of
 
 CHUNKS = (256, 1024, 4096)
@@ -89,7 +88,7 @@ def _sample(each: Between) -> Sample:
 
 def main() -> None:
     """All cells, print, write after each."""
-    args = arguments(__doc__, _add_flags)
+    args = arguments(__doc__, add_flags)
     tasks = tasks_of(Path(args.file), args.steps, args.requests)
     found = list[Between]()
     with ProcessPoolExecutor(args.workers) as pool:
@@ -105,13 +104,6 @@ def main() -> None:
                 write_report(args.json, command, figures_of(found), [_sample(done) for done in found])
     for name, value in figures_of(found).items():
         print(f"{name} {value}")
-
-
-def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--file", required=True, help="what `run --json` wrote")
-    parser.add_argument("--steps", choices=("roofline", "serial", "measured"), default="roofline", help="of that run")
-    parser.add_argument("--requests", type=int, default=250, metavar="N", help="of each run, as there")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="cells at a time")
 
 
 if __name__ == "__main__":

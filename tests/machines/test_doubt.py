@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from core.costs import StepWork
+from core.decisions import DecisionKind
 from core.events import NodeJoined, StatsReported
 from core.ids import NodeId
 from core.mix import mix_of
@@ -12,15 +13,16 @@ from core.request import SLO
 from core.whatif import WhatIfAnswered
 from scheduler.closed_forms import Load, NodeAbility
 from scheduler.config import SchedulerConfig
-from scheduler.hedging import LEAST_DOUBT, hedged
-from scheduler.layouts import Option, PlanNode, Search
+from scheduler.controller import ControllerConfig
+from scheduler.hedging import LEAST_DOUBT, hedged, undivided
+from scheduler.layouts import Floors, Option, PlanNode, Search
 from scheduler.plan_nodes import plan_nodes
 from scheduler.plans import Forecaster, Goal
 from scheduler.policies.least_loaded import LeastLoaded
 from scheduler.replays import NEWS, ReplayConfig, Replayed, Replays
 from scheduler.restraint import Restraint, RestraintConfig
 from scheduler.scheduler import Scheduler
-from tests.machines.controlled import COSTS
+from tests.machines.controlled import COSTS, Bench, Phase
 from tests.machines.seen import report, spec_of
 from tests.machines.test_load_meter import Feed
 
@@ -60,6 +62,42 @@ def test_what_is_stands_first_whatever_it_is_worth() -> None:
     worst = min(found, key=lambda option: option.forecast.goodput_rps)
     rest = [option for option in found if option.key != worst.key]
     assert hedged(NODES, [worst, *rest], LOAD, GOAL, 0.6)[0].key == worst.key
+
+
+@pytest.mark.parametrize(("num", "doubt", "least"), [(4, 0.0, 0), (4, 0.2, 1), (4, 0.4, 2), (4, 5.0, 2), (64, 0.05, 4)])
+def test_the_less_is_known_the_more_nodes_go_on_doing_both(num: int, doubt: float, least: int) -> None:
+    assert undivided(num, doubt) == least
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+def test_so_many_of_the_free_nodes_stay_mixed(is_free: bool) -> None:
+    nodes = [*NODES[1:], replace(NODES[0], is_free=is_free)]
+    for option in Search(nodes, Forecaster(LOAD, GOAL), Floors(mixed=3)).options():
+        assert sum(mix.role == "mixed" for mix in option.mixes) >= 3
+
+
+def test_the_first_plan_of_a_load_that_wants_phases_apart_leaves_half_of_the_nodes_mixed() -> None:
+    bench = Bench(ControllerConfig(), slo=GOAL.slo).run(Phase(20, 8, 5000, 300, spread=0.9))
+    first = bench.of_kind(DecisionKind.RATIO)[0]
+    assert first.at < 5.0
+    roles = [step.becomes.role for step in first.steps]
+    assert roles.count("prefill") >= 1
+    assert len(roles) - roles.count("mixed") <= 2
+
+
+def test_what_replays_say_of_a_layout_holds_for_those_with_its_roles_and_their_mean_for_others() -> None:
+    replays, search = Replays(ReplayConfig(min_span_s=1.0)), Search(NODES, Forecaster(LOAD, GOAL))
+    prefill, mixed, decode = (mix_of(role, 2048, 256) for role in ("prefill", "mixed", "decode"))
+    beside = [search.forecast((prefill,) * num + (mixed,) * (4 - num)) for num in (1, 2)]
+    apart, together = search.forecast((prefill, prefill, decode, decode)), search.forecast((mixed,) * 4)
+    feed = Feed().run(10, 12, 2000)
+    replays.ask([], [beside[0], apart], feed.meter.arrivals(), Replayed(LOAD, GOAL.slo, 1e10), 20.0)
+    forecasts = (1.2 * beside[0].forecast.goodput_rps, 0.8 * apart.forecast.goodput_rps)
+    assert replays.take(WhatIfAnswered(1, forecasts), 21.0)
+    factors = [
+        replays.corrected(o, 1000.0, 22.0).forecast.goodput_rps / o.forecast.goodput_rps for o in (beside[1], together)
+    ]
+    assert factors == pytest.approx([1.2, 1.0])
 
 
 def test_doubt_falls_as_requests_come_and_answers_end() -> None:

@@ -107,6 +107,28 @@ def test_nothing_is_chosen_that_is_worse_than_all_together_or_all_apart(
         assert any(mix.accepts_decode for mix in option.mixes)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rate=st.floats(0.2, 200.0), ttft_s=st.floats(0.05, 5.0), tpot_s=st.floats(0.003, 0.2), chunk=st.integers(32, 2048)
+)
+def test_who_may_prefill_what_others_would_be_late_with_serves_no_less_than_who_only_decodes(
+    rate: float, ttft_s: float, tpot_s: float, chunk: int
+) -> None:
+    forecaster = Forecaster(Load(rate, PROMPTS, ANSWERS), Goal(SLO(ttft_s, tpot_s)))
+    prefill = Part("prefill", ability(), 2048, 2)
+    apart = forecaster.forecast([prefill, Part("decode", ability(), 2048, 2)])
+    beside = forecaster.forecast([prefill, Part("mixed", ability(), chunk, 2)])
+    assert beside.attainment >= apart.attainment - 1e-4
+
+
+def test_mixed_nodes_take_the_prompts_that_nodes_which_only_prefill_would_be_late_with() -> None:
+    forecaster = Forecaster(Load(30.0, PROMPTS, ANSWERS), Goal(SLO(0.25, 0.05)))
+    prefill = Part("prefill", ability(), 2048, 1)
+    apart = forecaster.forecast([prefill, Part("decode", ability(), 2048, 2)])
+    beside = forecaster.forecast([prefill, Part("mixed", ability(), 512, 2)])
+    assert beside.attainment > apart.attainment + 0.1
+
+
 def test_a_strict_pace_wants_phases_apart_and_a_strict_first_token_wants_them_together() -> None:
     strict_pace = search(nodes(*[ability()] * 4), 52.0, SLO(2.0, 0.01))
     assert best_of(strict_pace, "disaggregated") > 1.05 * best_of(strict_pace, "aggregated")
