@@ -116,7 +116,7 @@ class Controller:
     """Decides, and says why.
 
     Owns: what is known of the load, when it was planned, whether it is infeasible. Invariant: what it takes is forecast
-    to be no worse than the best aggregated and the best disaggregated layout.
+    to be no worse than the best aggregated layout, and than the best disaggregated one where the load is known.
     """
 
     def __init__(self, config: ControllerConfig) -> None:
