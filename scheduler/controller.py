@@ -36,9 +36,6 @@ OTHER_LOAD = 1.5
 ALARMING_DOUBT = 0.3
 """With more, a load that seems too much is no alarm yet: too few requests came, too few answers ended."""
 
-MOST_JUDGED = 8
-"""So many of the best layouts for what is planned for are looked at for what comes."""
-
 ENOUGH = 0.95
 """Of what is planned for: whoever is forecast to meet so much is not changed for having little room beyond."""
 
@@ -266,11 +263,12 @@ class Controller:
         return self.replays.ask(specs, asked, self._meter.arrivals(), under, now)
 
     def _advise(self, plan: _Plan, best: Option, changes: dict[PlanNode, str], now: float) -> list[Tell]:
-        search = Search(plan.nodes, Forecaster(plan.load, plan.goal), self.config.floors)
-        good = search.forecast(best.mixes).forecast.goodput_rps / (1.0 + self.config.restraint.small_gain)
-        is_known = len(self._advised) == len(best.mixes)
-        if is_known and search.forecast(self._advised).forecast.goodput_rps >= good:
-            return []
+        if len(self._advised) == len(plan.nodes):
+            search, rate = Search(plan.nodes, Forecaster(plan.load, plan.goal), self.config.floors), plan.load.rate_rps
+            replayed = self.replays.corrected(search.forecast(self._advised), rate, now)
+            told = self.attained.corrected(replayed, rate, now)
+            if plan.score(best) <= (1.0 + self.config.restraint.small_gain) * plan.score(told):
+                return []
         self._advised = best.mixes
         reason = f"would be better: {sentence_of(plan.current, best, changes, plan.is_stepped)}"
         return [self._tell(plan, DecisionKind.ADVICE, best, changes, reason, now)]
@@ -281,10 +279,7 @@ class Controller:
         """The alarm: no layout meets the SLO for what comes now. Said once, and once when it is over."""
         search = Search(plan.nodes, Forecaster(plan.comes, plan.goal), self.config.floors)
         best = max(
-            (
-                self.replays.corrected(search.forecast(o.mixes), plan.comes.rate_rps, now)
-                for o in plan.options[:MOST_JUDGED]
-            ),
+            (self.replays.corrected(search.forecast(o.mixes), plan.comes.rate_rps, now) for o in plan.options),
             key=_attainment,
         )
         needed = self.config.target + (0.02 if self.is_infeasible else 0.0)

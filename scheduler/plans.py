@@ -265,7 +265,7 @@ class _Layout:
 
     def _divided(self, rate: float, to_prefill: float, in_time: float) -> float:
         """The same where nodes that only prefill get such a share of the prompts, `in_time` with so much of all."""
-        if rate * to_prefill >= self._link_rate > 0.0:
+        if to_prefill and rate * to_prefill >= self._link_rate:
             return 0.0
         mixed_in_time, in_pace = self._mixed(rate, to_prefill)
         in_time += mixed_in_time

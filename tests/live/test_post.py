@@ -10,6 +10,7 @@ import pytest
 from cluster.api.v1.post_pb2 import Envelope, Hello, NodeReport, Proof
 from cluster.api.v1.post_pb2_grpc import PostStub
 from cluster.live.handshake import ClusterToken, Untrusted, answer, challenge, greet
+from cluster.live.introduction import prove
 from cluster.live.mail import MAX_ENVELOPE_BYTES
 from cluster.live.post import Post
 from core.events import RequestResumed
@@ -195,6 +196,26 @@ def test_a_token_does_not_show_when_printed() -> None:
     token = ClusterToken.mint()
     assert token.secret.hex() not in repr(token)
     assert repr(token.secret) not in repr(token)
+
+
+class Refused:
+    """A stream whose other side refuses it: whoever reads hears of it, and nothing may be written before."""
+
+    def __init__(self) -> None:
+        self.written: list[Envelope] = []
+
+    async def read(self) -> object:
+        return grpc.aio.EOF
+
+    async def write(self, message: Envelope) -> None:
+        self.written.append(message)
+
+
+def test_a_dialer_writes_nothing_before_the_other_side_has_spoken() -> None:
+    call = Refused()
+    with pytest.raises(Untrusted, match="left the handshake"):
+        asyncio.run(prove(call, ClusterToken.mint(), greet("a@1", "b@1", 1, 1)))
+    assert call.written == []
 
 
 async def _speak(token: ClusterToken, address: str, envelope: Envelope) -> str:
