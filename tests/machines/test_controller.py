@@ -213,6 +213,19 @@ def test_an_answer_that_contradicts_the_formulas_is_believed() -> None:
     assert bench.changed_at == changed_at
 
 
+def test_where_replays_take_back_what_was_advised_something_else_is_advised() -> None:
+    bench = Bench(replace(REPLAYS, advises=True), slo=PACE)
+    while not bench.asked:
+        bench.run(Phase(1, 20, 2000, 250, spread=0.2))
+        assert bench.now < 60
+    asked, before = bench.asked[0], bench.of_kind(DecisionKind.ADVICE)
+    assert "2 prefill, 2 mixed" in before[-1].reason
+    apart = [{mix.role for mix in mixes} == {"prefill", "decode"} for mixes in asked.candidates]
+    bench.scheduler.handle(WhatIfAnswered(asked.ask, tuple(25.0 if is_apart else 8.0 for is_apart in apart)), bench.now)
+    bench.run(Phase(5, 20, 2000, 250, spread=0.2))
+    assert "2 prefill, 2 decode" in bench.of_kind(DecisionKind.ADVICE)[len(before)].reason
+
+
 def test_a_stale_answer_is_ignored_and_without_one_the_formulas_decide() -> None:
     bench = asked_bench()
     asked = bench.asked[0]
