@@ -89,6 +89,7 @@ class NodeView:
         "pair_s",
         "prefill_fixed_s",
         "prefills",
+        "promised_rows",
         "prompts",
         "recent_at",
         "recent_s",
@@ -234,6 +235,7 @@ class NodeView:
         self.answer_s = max(1e-9, mean_output * (self.decode_s + costs.per_row_s))
         self.window_s = min(LOAD_WINDOW_S[1], max(LOAD_WINDOW_S[0], self.answer_s))
         self.strictest_s = min(self.slos, default=inf)
+        self.promised_rows = sum(self.slos.values())
 
     # ── predictions, from what `settle` derived ──────────────────────────────────────────────────────────────────────
 

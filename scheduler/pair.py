@@ -15,8 +15,19 @@ ENOUGH_SLACK = 0.5
 COST_WEIGHT = 0.2
 """What the whole TTFT target, spent in work or until the first token, weighs against slack."""
 
+DOUBTED_SLACK = 0.1
+"""So close to their TPOT, on either side, rows may miss it for whatever makes them slower: with more they are safe,
+with less they have missed it anyway."""
+
 AVOIDED = 100.0
 """Taken off the score of nodes on which an earlier try failed: they come last."""
+
+
+def harm(num_rows: int, before: float, after: float) -> float:
+    """What rows lose that a prompt makes slower, by their slack before and after: each counts as the request itself."""
+    most = before if before < DOUBTED_SLACK else DOUBTED_SLACK
+    least = after if after > -DOUBTED_SLACK else -DOUBTED_SLACK
+    return num_rows * (most - least) if most > least else 0.0
 
 
 @dataclass(slots=True)
@@ -25,7 +36,8 @@ class Pair:
 
     `hit_tokens` of the prompt are found, the other `num_tokens` take `prefill_s` after `queue_s`; the KV then needs
     `handoff_s` more until the row can run, which takes `tpot_s` for each token after the first one. `residents_s` is
-    what each token of the rows there takes with it; `beside_s` of rows at the prefill node, where that is another.
+    what each token of the rows there takes with it; `beside_s` of rows at the prefill node, where that is another. The
+    `score` is the request's own slack, up to what is enough, less the harm to rows beside its prompt and what it costs.
     `slack` is the least of what is left of TTFT and TPOT, of this request and of those rows, as shares of their
     targets, at the safety quantile; below 0 somebody misses. `tpot_slack` is that of TPOT alone. Rows are those that
     will be there in `after_s`, when the prefill ends at best.

@@ -11,7 +11,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.demand import Demand
 from scheduler.margins import Margin
 from scheduler.node_view import NodeView
-from scheduler.pair import AVOIDED, COST_WEIGHT, ENOUGH_SLACK, RELAXED, Pair
+from scheduler.pair import AVOIDED, COST_WEIGHT, ENOUGH_SLACK, RELAXED, Pair, harm
 from scheduler.search import best_pair
 
 if TYPE_CHECKING:
@@ -130,28 +130,25 @@ class Predictor:
         """Slack and score."""
         slo, node = demand.request.slo or RELAXED, pair.decode
         first_s = demand.waited_s + pair.queue_s + pair.prefill_s
-        pair.slack = _slack(self.ttft, first_s, slo.ttft_s)
-        cost = (first_s + pair.prefill_s) / slo.ttft_s
+        own = pair.slack = _slack(self.ttft, first_s, slo.ttft_s)
+        cost = COST_WEIGHT * (first_s + pair.prefill_s) / slo.ttft_s
         if demand.decodes:
-            pair.tpot_slack = min(
-                _slack(self.tpot, pair.tpot_s, slo.tpot_s),
-                _slack(self.tpot, pair.residents_s, node.strictest_s),
-                _slack(self.tpot, pair.beside_s, pair.prefill.strictest_s) if pair.beside_s else inf,
-            )
-            pair.slack = min(pair.slack, pair.tpot_slack)
-            cost += self._added_s(pair, now) / slo.tpot_s
-        pair.score = min(pair.slack, ENOUGH_SLACK) - COST_WEIGHT * cost
+            of_tokens = _slack(self.tpot, pair.tpot_s, slo.tpot_s)
+            of_rows = _slack(self.tpot, pair.residents_s, node.strictest_s)
+            beside, strictest_s = pair.prefill, pair.prefill.strictest_s
+            of_beside = _slack(self.tpot, pair.beside_s, strictest_s) if pair.beside_s else inf
+            pair.tpot_slack = min(of_tokens, of_rows, of_beside)
+            if pair.beside_s:
+                before_s = beside.slowed(beside.step_s(0.0, pair.after_s) - beside.row_s, now)
+                cost += harm(beside.promised_rows, _slack(self.tpot, before_s, strictest_s), of_beside)
+            elif not pair.moves:
+                without = _slack(self.tpot, pair.tpot_s, strictest_s)
+                cost += harm(node.promised_rows, without, of_rows)
+                of_rows = without
+            pair.slack, own = min(own, pair.tpot_slack), min(own, of_tokens, of_rows)
+        pair.score = min(own, ENOUGH_SLACK) - cost
         if demand.avoid and (pair.prefill.node in demand.avoid or node.node in demand.avoid):
             pair.score -= AVOIDED
-
-    def _added_s(self, pair: Pair, now: float) -> float:
-        """By how much the prompt makes the tokens of rows beside it slower."""
-        node = pair.prefill
-        if not pair.moves:
-            return pair.residents_s - pair.tpot_s
-        if not node.booked_rows:
-            return 0.0
-        return pair.beside_s - node.slowed(node.step_s(0.0, pair.after_s) - node.row_s, now)
 
     def best(self, demand: Demand, now: float) -> Pair | None:
         """The pair with the best score among the first few of each order (`scheduler.search`); None without room."""

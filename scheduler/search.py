@@ -12,7 +12,7 @@ from core.ids import LayoutId
 from scheduler.config import SchedulerConfig
 from scheduler.demand import Demand
 from scheduler.node_view import MOST_LOAD, NodeView
-from scheduler.pair import AVOIDED, COST_WEIGHT, ENOUGH_SLACK, RELAXED, Pair
+from scheduler.pair import AVOIDED, COST_WEIGHT, ENOUGH_SLACK, RELAXED, Pair, harm
 from scheduler.ranking import Entry
 
 if TYPE_CHECKING:
@@ -117,15 +117,15 @@ class _Search:
         there_s = own_s = self.step_s(node)
         if node.num_handoffs:
             own_s += handoff_s / max(1.0, demand.output_tokens - 1.0)
-        beside_s = cost = 0.0
+        beside_s = before_s = 0.0
         if prefill.booked_rows:
             stay = prefill.answer_s / (prefill.answer_s + self.after_s)
             step_s = prefill.decode_fixed_s + prefill.rows_s * stay
             added_s = prefill.recent_s and prefill.recent_s * exp((prefill.recent_at - self.now) / prefill.window_s)
             before, load = added_s / prefill.window_s, (added_s + prefill.delay_s(num, pairs)) / prefill.window_s
             beside_s = step_s / (1.0 - (load if load < MOST_LOAD else MOST_LOAD))
-            cost = (beside_s - step_s / (1.0 - (before if before < MOST_LOAD else MOST_LOAD))) / self.tpot
-        self.judge(half, node, own_s, there_s, cost, handoff_s, beside_s)
+            before_s = step_s / (1.0 - (before if before < MOST_LOAD else MOST_LOAD))
+        self.judge(half, node, own_s, there_s, handoff_s, before_s, beside_s)
 
     def stays(self, half: Half) -> None:
         """Judge a node with itself: the rows there have to bear the prompt."""
@@ -137,10 +137,12 @@ class _Search:
         added_s = node.recent_s and node.recent_s * exp((node.recent_at - self.now) / node.window_s)
         load = added_s / node.window_s
         own_s = there_s = step_s / (1.0 - (load if load < MOST_LOAD else MOST_LOAD))
+        before_s = 0.0
         if node.booked_rows:
+            before_s = own_s
             load = (added_s + node.delay_s(num, pairs)) / node.window_s
             there_s = step_s / (1.0 - (load if load < MOST_LOAD else MOST_LOAD))
-        self.judge(half, node, own_s, there_s, (there_s - own_s) / self.tpot, 0.0)
+        self.judge(half, node, own_s, there_s, 0.0, before_s)
 
     def step_s(self, node: NodeView) -> float:
         """A row's time for a token there, with prompts beside it as lately."""
@@ -157,33 +159,44 @@ class _Search:
         node: NodeView,
         own_s: float,
         there_s: float,
-        cost: float,
         handoff_s: float,
+        before_s: float,
         beside_s: float = 0.0,
     ) -> None:
-        """Keep it where it is better than what was found before; of equals the later one."""
-        tpot = self.tpot
-        of_first = 1.0 - (half[0] + self.safety * max(half[0], self.target / 2)) / self.target
-        slack = inf
+        """Keep it where it is better than what was found before; of equals the later one.
+
+        Rows of the prefill node took `before_s` each token until now, and take `beside_s` then, or `there_s` where it
+        is the decode node as well.
+        """
+        tpot, safety = self.tpot, self.tpot_safety
+        own = of_first = 1.0 - (half[0] + self.safety * max(half[0], self.target / 2)) / self.target
+        of_tokens, cost = inf, COST_WEIGHT * half[5]
         if own_s:
             least = tpot / 2
-            slack = 1.0 - (own_s + self.tpot_safety * (own_s if own_s > least else least)) / tpot
+            of_tokens = 1.0 - (own_s + safety * (own_s if own_s > least else least)) / tpot
+            if of_tokens < own:
+                own = of_tokens
             strictest = node.strictest_s
             if strictest < inf:
                 least = strictest / 2
-                of_rows = 1.0 - (there_s + self.tpot_safety * (there_s if there_s > least else least)) / strictest
-                if of_rows < slack:
-                    slack = of_rows
+                of_rows = after = 1.0 - (there_s + safety * (there_s if there_s > least else least)) / strictest
+                if before_s and not beside_s:
+                    of_rows = 1.0 - (before_s + safety * (before_s if before_s > least else least)) / strictest
+                    cost += harm(node.promised_rows, of_rows, after)
+                if of_rows < own:
+                    own = of_rows
+                if after < of_tokens:
+                    of_tokens = after
             strictest = half[1].strictest_s
             if beside_s and strictest < inf:
                 least = strictest / 2
-                of_rows = 1.0 - (beside_s + self.tpot_safety * (beside_s if beside_s > least else least)) / strictest
-                if of_rows < slack:
-                    slack = of_rows
-        of_tokens = slack
-        if of_first < slack:
-            slack = of_first
-        score = (slack if slack < ENOUGH_SLACK else ENOUGH_SLACK) - COST_WEIGHT * (half[5] + cost)
+                before = 1.0 - (before_s + safety * (before_s if before_s > least else least)) / strictest
+                after = 1.0 - (beside_s + safety * (beside_s if beside_s > least else least)) / strictest
+                cost += harm(half[1].promised_rows, before, after)
+                if after < of_tokens:
+                    of_tokens = after
+        slack = of_first if of_first < of_tokens else of_tokens
+        score = (own if own < ENOUGH_SLACK else ENOUGH_SLACK) - cost
         avoid = self.demand.avoid
         if avoid and (half[1].node in avoid or node.node in avoid):
             score -= AVOIDED

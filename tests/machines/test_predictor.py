@@ -1,7 +1,7 @@
 """Predictions against sums by hand, and the quick search against the plain definition."""
 
 from dataclasses import replace
-from math import exp
+from math import exp, inf
 from random import Random
 
 import pytest
@@ -10,7 +10,7 @@ from core.costs import StepWork
 from core.ids import AttemptId, NodeId
 from core.request import SLO
 from core.stats import Timing
-from scheduler.pair import Pair
+from scheduler.pair import Pair, harm
 from scheduler.view import Booking, ClusterView
 from tests.machines.seen import (
     CONFIG,
@@ -238,6 +238,25 @@ def test_among_few_nodes_it_finds_the_best_pair_or_one_as_good(seed: int) -> Non
     assert quick is not None and quick.score >= max(scores) - 0.02, (
         "looking at the first few only costs next to nothing"
     )
+
+
+def test_rows_near_their_limit_count_each_as_much_as_the_request() -> None:
+    view = view_of("prefill", "mixed")
+    put_rows(view, 1, 20, tpot_s=0.04)
+    put_prompt(view, 0, 2048)
+    demand = demand_of(request_of(512, slo=SLO(0.635, 0.04)))
+    there, beside = (view.predictor.pair(demand, node(view, i), node(view, 1), 0.0) for i in (0, 1))
+    assert beside.slack > there.slack > 0.0, "the queue leaves less of its own target than rows would have left"
+    best = view.predictor.best(demand, 0.0)
+    assert best is not None and best.prefill is node(view, 0), "twenty rows are not slowed for that"
+
+
+def test_rows_far_from_their_limit_lose_nothing() -> None:
+    assert harm(20, 0.5, 0.1) == 0.0
+    assert harm(20, 0.3, 0.05) == pytest.approx(20 * 0.05)
+    assert harm(20, -0.05, -0.4) == pytest.approx(20 * 0.05), "who has missed it misses no more"
+    assert harm(20, -0.2, -0.4) == 0.0
+    assert harm(20, inf, inf) == 0.0
 
 
 def test_nodes_without_room_are_not_looked_at() -> None:
