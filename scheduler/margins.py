@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
 
 PRIOR = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.15, 0.2)
 """Errors that it starts with, and falls back to where nothing comes true any more."""
@@ -50,7 +51,9 @@ class Margin:
         self._settle()
 
     def reset(self) -> None:
-        """Begin again."""
+        """Other predictions follow: begin again, but where errors are smaller than those that one begins with."""
+        if self.safety <= _at(self._quantile, PRIOR):
+            return
         self._errors.clear()
         self._sorted = list(PRIOR)
         self._settle()
@@ -60,8 +63,12 @@ class Margin:
         del self._sorted[bisect_left(self._sorted, error)]
 
     def _settle(self) -> None:
-        place = self._quantile * (len(self._sorted) - 1)
-        low = int(place)
-        high = min(low + 1, len(self._sorted) - 1)
-        between = self._sorted[low] + (self._sorted[high] - self._sorted[low]) * (place - low)
-        self.safety = min(BOUNDS[1], max(BOUNDS[0], between))
+        self.safety = min(BOUNDS[1], max(BOUNDS[0], _at(self._quantile, self._sorted)))
+
+
+def _at(quantile: float, ordered: Sequence[float]) -> float:
+    """On a straight line between the two that are next to it."""
+    place = quantile * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

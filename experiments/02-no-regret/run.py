@@ -2,7 +2,9 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -79,16 +81,17 @@ def kind_of(steps: str) -> NodeKind:
     return kind
 
 
-def cell_of(kind: NodeKind, runs: Runs, before: Cell | None) -> Cell | None:
+def cell_of(steps: str, workloads: Sequence[Workload], slo: tuple[float, float]) -> Cell | None:
     """Tune both fixed arms, then all three at the same rate; None where neither fixed arm holds any rate."""
-    recipe = recipe_for(kind, runs.workloads[0])
-    together = _tuned(runs, aggregated(recipe, NUM_NODES, CHUNKS), before.together if before else None)
-    apart = _tuned(runs, disaggregated(recipe, NUM_NODES, PREFILL_CHUNKS), before.apart if before else None)
+    runs = Runs(workloads, SLO(*slo), warm_up_s=WARM_UP_S)
+    recipe = recipe_for(kind_of(steps), workloads[0])
+    together = _tuned(runs, aggregated(recipe, NUM_NODES, CHUNKS))
+    apart = _tuned(runs, disaggregated(recipe, NUM_NODES, PREFILL_CHUNKS))
     rate = max(together.rate_rps, apart.rate_rps)
     if not rate:
         return None
     arm = adaptive(recipe, NUM_NODES)
-    changes = [float(runs.figures(arm, rate, seed)["mix_changes"]) for seed in range(len(runs.workloads))]
+    changes = [float(runs.figures(arm, rate, seed)["mix_changes"]) for seed in range(len(workloads))]
     return Cell(
         runs.slo,
         together,
@@ -102,12 +105,10 @@ def cell_of(kind: NodeKind, runs: Runs, before: Cell | None) -> Cell | None:
     )
 
 
-def _tuned(runs: Runs, candidates: Sequence[Candidate], before: Found | None) -> Found:
-    """The best of them; the search begins with the best of the cell before, then goes by the closed forms."""
+def _tuned(runs: Runs, candidates: Sequence[Candidate]) -> Found:
+    """The best of them; the search begins with what the closed forms think best."""
     ordered = by_forecast(candidates, runs.workloads[0], runs.slo)
-    if before is not None:
-        ordered.sort(key=lambda each: str(each) != str(before.candidate))
-    return runs.best(ordered, before.rate_rps or START_RPS if before else START_RPS)
+    return runs.best(ordered, ordered[0].forecast_rps or START_RPS)
 
 
 def ordered_slos() -> list[tuple[float, float]]:
@@ -117,25 +118,22 @@ def ordered_slos() -> list[tuple[float, float]]:
 
 
 def grid_of(
-    kind: NodeKind,
+    steps: str,
     workloads: Sequence[Workload],
     slos: Sequence[tuple[float, float]],
+    num_workers: int,
     on_cell: Callable[[list[Cell]], None],
 ) -> list[Cell]:
-    """All cells in which a fixed arm holds a rate; each search begins where the cell before ended.
-
-    `on_cell` hears of every cell.
-    """
-    cells, before = list[Cell](), None
-    for ttft_s, tpot_s in slos:
-        cell = cell_of(kind, Runs(workloads, SLO(ttft_s, tpot_s), warm_up_s=WARM_UP_S), before)
-        if cell is None:
-            say(f"TTFT {ttft_s:g} s, TPOT {1000 * tpot_s:g} ms: neither fixed arm holds any rate")
-            continue
-        cells.append(cell)
-        before = cell
-        say(_sentence(cell))
-        on_cell(cells)
+    """All cells in which a fixed arm holds a rate, so many at a time; `on_cell` hears of every cell."""
+    cells = list[Cell]()
+    with ProcessPoolExecutor(num_workers) as pool:
+        for slo, cell in zip(slos, pool.map(partial(cell_of, steps, workloads), slos), strict=True):
+            if cell is None:
+                say(f"TTFT {slo[0]:g} s, TPOT {1000 * slo[1]:g} ms: neither fixed arm holds any rate")
+                continue
+            cells.append(cell)
+            say(_sentence(cell))
+            on_cell(cells)
     return cells
 
 
@@ -209,7 +207,7 @@ def main() -> None:
     number = args.requests or (150 if args.quick else 200)
     workloads = [workload_of([f"{WORKLOAD},requests={number}"], seed).workload for seed in range(args.seeds)]
     slos = list(product(TTFTS[1::2], TPOTS[1::2])) if args.quick else ordered_slos()
-    grid_of(kind_of(args.steps), workloads, slos, lambda cells: _write(args, cells))
+    grid_of(args.steps, workloads, slos, args.workers, lambda cells: _write(args, cells))
 
 
 def _write(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
@@ -227,6 +225,7 @@ def _write(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", choices=("roofline", "serial", "measured"), default="roofline", help="of the nodes")
     parser.add_argument("--requests", type=int, default=None, metavar="N", help="of each run (default: 200)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="cells at a time")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="workloads to take the mean over")
 
 

@@ -41,3 +41,14 @@ def test_where_nothing_comes_true_any_more_it_returns_to_the_prior() -> None:
         margin.learn(1.0, 3.0, 1.0, i / 10)
     margin.forget(10 + MAX_AGE_S)
     assert margin.safety == prior
+
+
+def test_other_predictions_begin_with_what_was_better_than_the_prior_and_forget_what_was_worse() -> None:
+    good, bad, prior = Margin(0.9), Margin(0.9), Margin(0.9).safety
+    for number in range(100):
+        good.learn(1.0, 1.01, 1.0, float(number) / 10)
+        bad.learn(1.0, 1.6, 1.0, float(number) / 10)
+    assert good.safety < 0.02 and bad.safety > 0.5
+    good.reset()
+    bad.reset()
+    assert good.safety < 0.02 and bad.safety == prior
