@@ -1,6 +1,6 @@
-"""The controller once more, in the cells of an earlier run of the grid: its fixed arms and rates stand. Simulated.
+"""Tuned arms of an earlier run of the grid and the controller once more: today's code, or other requests. Simulated.
 
-Fixed arms do not depend on the controller, so where only that has changed they need not be tuned again.
+Chunks, ratios and rates stand: they need not be tuned again where only the controller has changed, or for a longer run.
 """
 
 import argparse
@@ -12,21 +12,24 @@ from pathlib import Path
 from cluster.report_file import Figure, Sample, write_report
 from cluster.workload.spec import workload_of
 from core.request import SLO
-from experiments.arms import Runs, adaptive, arguments, mean, recipe_for, say
+from experiments.arms import Runs, adaptive, aggregated, arguments, disaggregated, mean, recipe_for, say
 
-from .run import NUM_NODES, WARM_UP_S, WORKLOAD, kind_of
+from .run import CHUNKS, NUM_NODES, PREFILL_CHUNKS, WARM_UP_S, WORKLOAD, kind_of
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One cell: what is promised, the rate that the better fixed arm just held, and its goodput at it, in req/s.
+    """One cell: what is promised, the tuned arms' names, the rate that the better one just held, and its goodput and
+    the controller's at it then, in req/s.
 
-    `by_rate`: the highest rate that the controller holds is searched as well.
+    `by_rate`: the highest rates that all three hold are searched as well.
     """
 
     steps: str
     requests: int
+    seed: int
     slo: SLO
+    arms: tuple[str, ...]
     rate_rps: float
     fixed_rps: float
     before_rps: float
@@ -35,42 +38,62 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """What the controller serves there now."""
+    """What the better tuned arm and the controller serve there now; the highest rates that they hold, where asked."""
 
     task: Task
+    fixed_rps: float
     goodput_rps: float
     mix_changes: int
+    fixed_held_rps: float | None
     held_rps: float | None
 
     @property
     def ratio(self) -> float:
         """Over the better fixed arm."""
-        return self.goodput_rps / self.task.fixed_rps
+        return self.goodput_rps / self.fixed_rps
 
     @property
     def capacity_ratio(self) -> float | None:
         """The highest rate, over that of the better fixed arm."""
-        return None if self.held_rps is None else self.held_rps / self.task.rate_rps
+        return self.held_rps / self.fixed_held_rps if self.held_rps is not None and self.fixed_held_rps else None
 
 
 def again(task: Task) -> Again:
-    """One simulation, or several for the rate."""
-    workload = workload_of([f"{WORKLOAD},requests={task.requests}"], 0).workload
-    runs = Runs([workload], task.slo, warm_up_s=WARM_UP_S)
-    arm = adaptive(recipe_for(kind_of(task.steps), workload), NUM_NODES)
-    figures = runs.figures(arm, task.rate_rps)
-    held_rps = runs.capacity(arm, task.rate_rps) if task.by_rate else None
-    return Again(task, float(figures["goodput_rps"]), int(figures["mix_changes"]), held_rps)
+    """Three simulations, or several more for the rates."""
+    workload = workload_of([f"{WORKLOAD},requests={task.requests}"], task.seed).workload
+    runs, recipe, rate = (
+        Runs([workload], task.slo, warm_up_s=WARM_UP_S),
+        recipe_for(kind_of(task.steps), workload),
+        task.rate_rps,
+    )
+    known = (*aggregated(recipe, NUM_NODES, CHUNKS), *disaggregated(recipe, NUM_NODES, PREFILL_CHUNKS))
+    tuned = [each for each in known if str(each) in task.arms]
+    arm = adaptive(recipe, NUM_NODES)
+    figures = runs.figures(arm, rate)
+    return Again(
+        task,
+        max(runs.goodput(each, rate) for each in tuned),
+        float(figures["goodput_rps"]),
+        int(figures["mix_changes"]),
+        max(runs.capacity(each, rate) for each in tuned) if task.by_rate else None,
+        runs.capacity(arm, rate) if task.by_rate else None,
+    )
 
 
-def tasks_of(path: Path, steps: str, requests: int, *, by_rate: bool = False) -> list[Task]:
+def tasks_of(path: Path, steps: str, requests: int, seed: int = 0, *, by_rate: bool = False) -> list[Task]:
     """The cells of a result file of `run`, in its order."""
     found = []
     for sample in json.loads(path.read_text())["samples"]:
         fixed = max(sample["aggregated_goodput_rps"], sample["disaggregated_goodput_rps"])
         slo = SLO(sample["ttft_slo_s"], sample["tpot_slo_s"])
-        found.append(Task(steps, requests, slo, sample["at_rps"], fixed, sample["adaptive_goodput_rps"], by_rate))
+        arms, before = (sample["aggregated"], sample["disaggregated"]), sample["adaptive_goodput_rps"]
+        found.append(Task(steps, requests, seed, slo, arms, sample["at_rps"], fixed, before, by_rate))
     return found
+
+
+def first(tasks: list[Task], args: argparse.Namespace) -> list[Task]:
+    """As many as were asked for."""
+    return tasks[: 1 if args.quick else args.cells]
 
 
 def figures_of(found: list[Again]) -> dict[str, Figure]:
@@ -89,10 +112,11 @@ def _sample(each: Again) -> Sample:
         "ttft_slo_s": each.task.slo.ttft_s,
         "tpot_slo_s": each.task.slo.tpot_s,
         "at_rps": each.task.rate_rps,
-        "better_fixed_goodput_rps": each.task.fixed_rps,
+        "better_fixed_goodput_rps": each.fixed_rps,
         "adaptive_goodput_rps": each.goodput_rps,
         "adaptive_mix_changes": each.mix_changes,
         "ratio": each.ratio,
+        "better_fixed_rps": each.fixed_held_rps,
         "adaptive_rps": each.held_rps,
         "capacity_ratio": each.capacity_ratio,
         "before_ratio": each.task.before_rps / each.task.fixed_rps,
@@ -102,15 +126,15 @@ def _sample(each: Again) -> Sample:
 def main() -> None:
     """All cells, print, write after each."""
     args = arguments(__doc__, _add_flags)
-    tasks = tasks_of(Path(args.file), args.steps, args.requests, by_rate=args.by_rate)
+    tasks = tasks_of(Path(args.file), args.steps, args.requests, args.seed, by_rate=args.by_rate)
     found = list[Again]()
     with ProcessPoolExecutor(args.workers) as pool:
-        for each in pool.map(again, tasks[:1] if args.quick else tasks):
+        for each in pool.map(again, first(tasks, args)):
             found.append(each)
             task = each.task
             say(
                 f"TTFT {task.slo.ttft_s:g} s, TPOT {1000 * task.slo.tpot_s:g} ms at {task.rate_rps:.2f} req/s: "
-                f"{each.goodput_rps:.2f} of {task.fixed_rps:.2f}: {each.ratio:.3f}, {each.mix_changes} changes"
+                f"{each.goodput_rps:.2f} of {each.fixed_rps:.2f}: {each.ratio:.3f}, {each.mix_changes} changes"
                 + (f"; by rate {each.capacity_ratio:.3f}" if each.capacity_ratio is not None else "")
             )
             if args.json:
@@ -122,14 +146,16 @@ def main() -> None:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
-    parser.add_argument("--by-rate", action="store_true", help="also search the highest rate that it holds")
+    parser.add_argument("--by-rate", action="store_true", help="also search the highest rates that they hold")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the requests")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which cells, and how."""
     parser.add_argument("--file", required=True, help="what `run --json` wrote")
     parser.add_argument("--steps", choices=("roofline", "serial", "measured"), default="roofline", help="of that run")
-    parser.add_argument("--requests", type=int, default=250, metavar="N", help="of each run, as there")
+    parser.add_argument("--requests", type=int, default=250, metavar="N", help="of each run")
+    parser.add_argument("--cells", type=int, default=None, metavar="N", help="the first so many only (default: all)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="cells at a time")
 
 

@@ -14,7 +14,7 @@ from cluster.tune_plan import Candidate
 from cluster.workload.spec import workload_of
 from experiments.arms import Found, Runs, arguments, by_forecast, mean, recipe_for, say
 
-from .again import Task, add_flags, tasks_of
+from .again import Task, add_flags, first, tasks_of
 from .run import NUM_NODES, PREFILL_CHUNKS, WARM_UP_S, WORKLOAD, kind_of
 
 CHUNKS = (256, 1024, 4096)
@@ -92,7 +92,7 @@ def main() -> None:
     tasks = tasks_of(Path(args.file), args.steps, args.requests)
     found = list[Between]()
     with ProcessPoolExecutor(args.workers) as pool:
-        for each in pool.map(bound, tasks[:1] if args.quick else tasks):
+        for each in pool.map(bound, first(tasks, args)):
             found.append(each)
             say(
                 f"TTFT {each.task.slo.ttft_s:g} s, TPOT {1000 * each.task.slo.tpot_s:g} ms: better arm "
