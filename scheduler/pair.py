@@ -36,11 +36,11 @@ class Pair:
 
     `hit_tokens` of the prompt are found, the other `num_tokens` take `prefill_s` after `queue_s`; the KV then needs
     `handoff_s` more until the row can run, which takes `tpot_s` for each token after the first one. `residents_s` is
-    what each token of the rows there takes with it; `beside_s` of rows at the prefill node, where that is another. The
-    `score` is the request's own slack, up to what is enough, less the harm to rows beside its prompt and what it costs.
-    `slack` is the least of what is left of TTFT and TPOT, of this request and of those rows, as shares of their
-    targets, at the safety quantile; below 0 somebody misses. `tpot_slack` is that of TPOT alone. Rows are those that
-    will be there in `after_s`, when the prefill ends at best.
+    what each token of the rows there takes with it; `beside_s` of rows at the prefill node, where that is another.
+    `slack` is the least of what is left of the request's TTFT and TPOT, as shares of their targets, at the safety
+    quantile, and of the strictest TPOT there before its prompt is computed; `tpot_slack` is that of TPOT alone, of all
+    rows, with it: below 0 somebody misses. The `score` is the slack, up to what is enough, less the harm to rows
+    beside the prompt and what it costs. Rows are those that will be there in `after_s`, when the prefill ends at best.
     """
 
     prefill: NodeView

@@ -130,7 +130,7 @@ class Predictor:
         """Slack and score."""
         slo, node = demand.request.slo or RELAXED, pair.decode
         first_s = demand.waited_s + pair.queue_s + pair.prefill_s
-        own = pair.slack = _slack(self.ttft, first_s, slo.ttft_s)
+        pair.slack = _slack(self.ttft, first_s, slo.ttft_s)
         cost = COST_WEIGHT * (first_s + pair.prefill_s) / slo.ttft_s
         if demand.decodes:
             of_tokens = _slack(self.tpot, pair.tpot_s, slo.tpot_s)
@@ -145,8 +145,8 @@ class Predictor:
                 without = _slack(self.tpot, pair.tpot_s, strictest_s)
                 cost += harm(node.promised_rows, without, of_rows)
                 of_rows = without
-            pair.slack, own = min(own, pair.tpot_slack), min(own, of_tokens, of_rows)
-        pair.score = min(own, ENOUGH_SLACK) - cost
+            pair.slack = min(pair.slack, of_tokens, of_rows)
+        pair.score = min(pair.slack, ENOUGH_SLACK) - cost
         if demand.avoid and (pair.prefill.node in demand.avoid or node.node in demand.avoid):
             pair.score -= AVOIDED
 
@@ -159,7 +159,8 @@ class Predictor:
     def learn(self, expected: Expected, timing: Timing, num_tokens: int, now: float) -> None:
         """A request that was tried once has ended: hold what was predicted against what it got.
 
-        Errors of before nodes were told other mixes say nothing of now, nor does what was predicted then.
+        Errors of before nodes were told other mixes say nothing of now, unless they were smaller than what one begins
+        with; nor does what was predicted then.
         """
         if self._era != self._view.era:
             self._era = self._view.era

@@ -169,7 +169,7 @@ class _Search:
         is the decode node as well.
         """
         tpot, safety = self.tpot, self.tpot_safety
-        own = of_first = 1.0 - (half[0] + self.safety * max(half[0], self.target / 2)) / self.target
+        own = 1.0 - (half[0] + self.safety * max(half[0], self.target / 2)) / self.target
         of_tokens, cost = inf, COST_WEIGHT * half[5]
         if own_s:
             least = tpot / 2
@@ -195,13 +195,12 @@ class _Search:
                 cost += harm(half[1].promised_rows, before, after)
                 if after < of_tokens:
                     of_tokens = after
-        slack = of_first if of_first < of_tokens else of_tokens
         score = (own if own < ENOUGH_SLACK else ENOUGH_SLACK) - cost
         avoid = self.demand.avoid
         if avoid and (half[1].node in avoid or node.node in avoid):
             score -= AVOIDED
         if score >= self.score:
-            self.score, self.found = score, (half, node, own_s, there_s, handoff_s, slack, of_tokens, beside_s)
+            self.score, self.found = score, (half, node, own_s, there_s, handoff_s, own, of_tokens, beside_s)
 
     def pair(self) -> Pair | None:
         """The best that was found."""

@@ -61,11 +61,8 @@ class Again:
 def again(task: Task) -> Again:
     """Three simulations, or several more for the rates."""
     workload = workload_of([f"{WORKLOAD},requests={task.requests}"], task.seed).workload
-    runs, recipe, rate = (
-        Runs([workload], task.slo, warm_up_s=WARM_UP_S),
-        recipe_for(kind_of(task.steps), workload),
-        task.rate_rps,
-    )
+    runs, rate = Runs([workload], task.slo, warm_up_s=WARM_UP_S), task.rate_rps
+    recipe = recipe_for(kind_of(task.steps), workload)
     known = (*aggregated(recipe, NUM_NODES, CHUNKS), *disaggregated(recipe, NUM_NODES, PREFILL_CHUNKS))
     tuned = [each for each in known if str(each) in task.arms]
     arm = adaptive(recipe, NUM_NODES)
