@@ -86,7 +86,8 @@ class JoinedCluster:
         self._shown, self._lost, self.gateway = loop.create_future(), loop.create_future(), mint_gateway_id()
         try:
             await knock(self._address, self._token, self.gateway, self._open)
-            await asyncio.wait_for(self._shown, self.facts.timers.dead_s)
+            async with asyncio.timeout(self.facts.timers.dead_s):
+                await self._shown
         except TimeoutError as error:
             await self._leave()
             raise Unavailable(f"the head at {self._address} let us in and says nothing more") from error
@@ -113,7 +114,7 @@ class JoinedCluster:
     async def _keep(self) -> None:
         """One membership after the other."""
         while True:
-            why = await self._lost
+            why = await asyncio.shield(self._lost)  # who cancels us has not lost the head
             LOG.error("the head of the cluster is lost: %s", why)
             await self._leave()
             self.on_lost(why)

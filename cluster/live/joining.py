@@ -58,7 +58,8 @@ async def knock(address: str, token: ClusterToken, me: GatewayId, last_word: Las
     async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
         call = ReceptionStub(channel).Join()  # type: ignore[no-untyped-call]
         try:
-            return await asyncio.wait_for(_knock(call, address, token, me, last_word), HANDSHAKE_S)
+            async with asyncio.timeout(HANDSHAKE_S):
+                return await _knock(call, address, token, me, last_word)
         except grpc.aio.AioRpcError as error:
             raise _refusal(address, error.code(), error.details() or "") from error
         except asyncio.InvalidStateError as error:  # the call was over before we had said all

@@ -217,7 +217,8 @@ class Post(PostServicer):
     async def Link(self, request_iterator: object, context: "grpc.aio.ServicerContext[Envelope, Envelope]") -> None:  # noqa: N802
         """The service: a handshake, then the stream. Each refusal has its status."""
         try:
-            hello = await asyncio.wait_for(self._accept(context), HANDSHAKE_S)
+            async with asyncio.timeout(HANDSHAKE_S):
+                hello = await self._accept(context)
             await self._carry(self._line_of(hello.sender), context, hello.session)
         except (Untrusted, TimeoutError) as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error) or "no handshake in time")
@@ -275,7 +276,8 @@ class Post(PostServicer):
     async def _call(self, line: Line, channel: grpc.aio.Channel) -> None:
         call = PostStub(channel).Link()  # type: ignore[no-untyped-call]
         try:
-            session = await asyncio.wait_for(self._introduce(line, call), HANDSHAKE_S)
+            async with asyncio.timeout(HANDSHAKE_S):
+                session = await self._introduce(line, call)
             await self._carry(line, call, session)
         finally:
             call.cancel()

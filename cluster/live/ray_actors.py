@@ -201,7 +201,8 @@ class RayLauncher:
         bundles = [{"CPU": self._settings.cpus_per_node} | gpus for _ in self._bundles]
         self._group = placement_group(bundles, strategy="STRICT_PACK")
         try:
-            await asyncio.wait_for(_value(self._group.ready()), self._settings.start_timeout_s)
+            async with asyncio.timeout(self._settings.start_timeout_s):
+                await self._group.ready()
         except (TimeoutError, RayError) as error:
             each = " and ".join(f"{count:g} {name}s" for name, count in bundles[0].items())
             asked = f"{len(bundles)} nodes of {each} on one host"
@@ -317,11 +318,6 @@ def _most_gpus() -> int:
 def _own_token() -> str:
     """One for all Rays of our own that this process starts: Ray reads its token once a process and keeps it."""
     return secrets.token_hex(32)
-
-
-async def _value(reference: Awaitable[object]) -> object:
-    """An object reference as a coroutine, which `wait_for` takes."""
-    return await reference
 
 
 def _first_line(error: BaseException) -> str:

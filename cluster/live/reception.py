@@ -57,7 +57,8 @@ class Reception(ReceptionServicer):
     async def Join(self, request_iterator: object, context: Context) -> None:  # noqa: N802
         """The service. Each refusal has its status."""
         try:
-            await asyncio.wait_for(self._receive(context), HANDSHAKE_S)
+            async with asyncio.timeout(HANDSHAKE_S):
+                await self._receive(context)
         except (Untrusted, TimeoutError) as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error) or "no handshake in time")
         except Stale as error:

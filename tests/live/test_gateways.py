@@ -193,10 +193,13 @@ async def vanish(joined: JoinedCluster) -> None:
     await joined._post.stop()
 
 
-def test_a_gateway_that_leaves_is_gone_at_once_and_twice_is_fine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", [0, 10], ids=["before it has run", "when it runs"])
+def test_a_gateway_that_leaves_is_gone_at_once_and_twice_is_fine(turns: int, tmp_path: Path) -> None:
     async def walk() -> None:
         async with town(tmp_path) as place:
             perch = await place.perch()
+            for _ in range(turns):
+                await asyncio.sleep(0)
             await perch.joined.stop()
             assert place.aviary.cluster.gateways == ()
             await perch.joined.stop()

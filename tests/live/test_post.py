@@ -11,7 +11,8 @@ from cluster.api.v1.post_pb2 import Envelope, Hello, NodeReport, Proof
 from cluster.api.v1.post_pb2_grpc import PostStub
 from cluster.live.handshake import ClusterToken, Untrusted, answer, challenge, greet
 from cluster.live.introduction import prove
-from cluster.live.mail import MAX_ENVELOPE_BYTES
+from cluster.live.line import Line
+from cluster.live.mail import MAX_ENVELOPE_BYTES, Wire
 from cluster.live.post import Post
 from core.events import RequestResumed
 from core.ids import SCHEDULER, RequestId
@@ -122,6 +123,31 @@ def test_a_forgotten_peer_is_refused_for_good() -> None:
             pair.low.send("b@1", [letter(0)])
             await until(lambda: bool(pair.low_mail.severed))
             assert pair.high_mail.letters == []
+
+    asyncio.run(walk())
+
+
+class Leaver(Post):
+    """It leaves in the very turn in which its first handshake ends."""
+
+    leaving: asyncio.Task[None] | None = None
+
+    async def _introduce(self, line: Line, call: Wire) -> int:
+        session = await super()._introduce(line, call)
+        self.leaving = self.leaving or asyncio.create_task(self.stop())
+        return session
+
+
+def test_who_leaves_as_a_handshake_ends_has_left() -> None:
+    async def walk() -> None:
+        token = ClusterToken.mint()
+        low, high = Leaver("a@1", token, Recorder(), FAST), Post("b@1", token, Recorder(), FAST)
+        try:
+            high.admit("a@1", await low.start())
+            low.admit("b@1", await high.start())
+            await until(lambda: low.leaving is not None and low.leaving.done())
+        finally:
+            await high.stop()
 
     asyncio.run(walk())
 
