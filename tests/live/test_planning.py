@@ -67,8 +67,8 @@ def test_the_planner_takes_only_what_others_leave() -> None:
             if b"cluster.planner" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 group = Path(f"/proc/{pid}/autogroup")
                 seen.append(os.getpriority(os.PRIO_PROCESS, pid))
-                if group.exists():
-                    seen.append(int(group.read_text().split()[-1]))
+                if group.exists() and (words := group.read_text().split()):
+                    seen.append(int(words[-1]))
 
     async def run() -> None:
         await asked(Planning(answers.append), answers, 60.0, look)
