@@ -55,3 +55,15 @@ def settings_of_ray() -> dict[str, str]:
 def test_rays_client_protocol_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="ray://"):
         RayLauncher(RaySettings(address="ray://head:10001"), ())
+
+
+def test_nodes_that_get_no_place_in_time_are_refused_by_what_they_ask() -> None:
+    async def walk() -> None:
+        launcher = RayLauncher(RaySettings(start_timeout_s=0.0), slots_of(1, 1, 0, 32, 8))
+        try:
+            with pytest.raises(ConfigError, match=r"no place for 2 nodes of 0\.5 CPUs on one host"):
+                await launcher.open()
+        finally:
+            await launcher.close()
+
+    asyncio.run(walk())
