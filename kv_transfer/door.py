@@ -78,8 +78,15 @@ class Door:
 
     def forget(self, link: socket.socket) -> None:
         """Watch it no longer; call before the link is closed."""
-        with contextlib.suppress(KeyError, ValueError, RuntimeError):
+        self._unwatch(link)
+
+    def _unwatch(self, link: socket.socket) -> bool:
+        """Whether it was watched until now. Of those who ask at once, in any thread, one is told so."""
+        try:
             self._selector.unregister(link)
+        except (KeyError, ValueError, RuntimeError):
+            return False
+        return True
 
     def linger(self) -> None:
         """Attend for a moment, for a connection that was just cut."""
@@ -121,12 +128,11 @@ class Door:
             if not self._bell_end.recv(64):
                 self._turn_out()
         elif key.fileobj is self._listener:
-            assert self._listener is not None
-            self.guests.admit(self._listener)
+            if self._closes_at is None:
+                self.guests.admit(self._listener)
         elif isinstance(key.data, Guest):
             self._hear(key.data)
-        else:
-            self._selector.unregister(key.fileobj)
+        elif isinstance(key.fileobj, socket.socket) and self._unwatch(key.fileobj):
             key.data()
 
     @property

@@ -123,7 +123,9 @@ class Guests:
                 self.drop(guest, "did not prove itself in time", "late")
 
     def drop(self, guest: Guest, why: str, reason: str = "") -> None:
-        """End its link; with a reason, it was refused."""
+        """End its link; with a reason, it was refused. Twice is fine: a door may hear of it once more in one look."""
+        if guest not in self._here:
+            return
         LOG.log(
             logging.INFO if guest.node else logging.WARNING, "kv door: reader %s %s", guest.node or "(nameless)", why
         )

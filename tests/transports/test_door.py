@@ -3,6 +3,9 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from queue import Queue
 
 import pytest
 
@@ -96,7 +99,8 @@ def test_who_holds_another_token_is_turned_away(served: Served) -> None:
 )
 def test_a_guest_that_says_anything_but_the_proof_is_sent_away(served: Served, data: bytes) -> None:
     link, _ = served.connect()
-    link.sendall(data)
+    with suppress(BrokenPipeError, ConnectionResetError):  # sent away before it has said all
+        link.sendall(data)
     assert is_sent_away(link)
 
 
@@ -190,6 +194,60 @@ def test_links_of_our_own_are_watched(served: Served) -> None:
     served.door.watch(link, lambda: (ended.set(), link.close()))
     other.door.close()
     assert ended.wait(10)
+
+
+@contextmanager
+def holding(door: Door) -> Iterator[threading.Event]:
+    """The door's thread waits until this is set: what happens meanwhile it sees in one look."""
+    entered, gate = threading.Event(), threading.Event()
+    ours, theirs = socket.socketpair()
+
+    def hold() -> None:
+        entered.set()
+        assert gate.wait(10)
+
+    with ours, theirs:
+        door.watch(ours, hold)
+        theirs.shutdown(socket.SHUT_WR)
+        assert entered.wait(10)
+        yield gate
+
+
+def test_a_link_that_is_forgotten_as_it_ends_does_not_end_the_door(served: Served) -> None:
+    ended: Queue[int] = Queue()
+    pairs = [socket.socketpair() for _ in range(2)]
+
+    def end(number: int) -> None:
+        served.door.forget(pairs[1 - number][0])
+        ended.put(number)
+
+    with holding(served.door) as gate:
+        for number, (ours, theirs) in enumerate(pairs):
+            served.door.watch(ours, partial(end, number))
+            theirs.close()
+        gate.set()
+        ended.get(timeout=10)
+    knock.knock(OWNER, served.address, TOKEN, READER)[0].close()
+    assert ended.empty(), "nobody is told of the end of what is forgotten"
+    for ours, _ in pairs:
+        ours.close()
+
+
+def test_a_door_that_closes_as_a_stranger_speaks_still_waits_for_its_guests(served: Served) -> None:
+    guest, _ = knock.knock(OWNER, served.address, TOKEN, READER)
+    stranger, _ = served.connect()
+    closing = threading.Thread(target=served.door.close)
+    with holding(served.door) as gate:
+        closing.start()
+        while served.door._bell.fileno() >= 0:
+            pass
+        stranger.sendall(b"?")
+        gate.set()
+        assert is_sent_away(stranger)
+    closing.join(0.2)
+    assert closing.is_alive(), "a guest has not let go yet"
+    guest.close()
+    closing.join()
 
 
 def test_a_door_that_never_opened_or_is_closed_keeps_nothing() -> None:
