@@ -20,7 +20,8 @@ from cluster.simulated.counting import CountingExecutor
 from cluster.simulated.truth import StepTruth
 from cluster.simulated.truth_table import TableTruth
 from core.ids import RequestId
-from core.step import StepPlan, StepResult
+from core.request import pack_tokens, unpack_tokens
+from core.step import RowJoin, StepPlan, StepResult
 from engine.cost_table import CostTable
 from engine.executor import Executor
 from experiments.live import PACED_TABLE
@@ -57,15 +58,25 @@ class PacedExecutor:
 
     def launch(self, plan: StepPlan) -> PacedStep:
         """Computes at once; the rest is waiting."""
-        began_at, ahead = time.monotonic(), self._counting.begin(plan)
+        began_at, counted = time.monotonic(), _without_prompts(plan)
+        ahead = self._counting.begin(counted)
         seconds = self._truth.step_s(ahead.chunks, ahead.num_rows, ahead.row_context)
         result = self._executor.launch(plan).collect()
-        self._counting.finish(plan, seconds)
+        self._counting.finish(counted, seconds)
         return PacedStep(plan, result, seconds, began_at + seconds)
 
     def close(self) -> None:
         """Lets go of the slab."""
         self._executor.close()
+
+
+def _without_prompts(plan: StepPlan) -> StepPlan:
+    """As simulated plans are, whose rows join with their answers only."""
+    return replace(plan, joined=tuple(map(_without_prompt, plan.joined)))
+
+
+def _without_prompt(join: RowJoin) -> RowJoin:
+    return replace(join, token_ids=pack_tokens(unpack_tokens(join.token_ids)[join.num_prompt_tokens :]))
 
 
 def build(order: NodeOrder, progress: Progress) -> NodeParts:

@@ -13,8 +13,6 @@ from tempfile import TemporaryDirectory
 from cluster.load_report import latencies
 from cluster.plotting import pyplot
 from cluster.report_file import Figure, Sample, write_report
-from cluster.workload.items import Workload
-from cluster.workload.spec import workload_of
 from core.errors import ConfigError
 from core.request import SLO
 from engine.cost_table import CostTable
@@ -32,8 +30,8 @@ from experiments.live import (
     two_cores,
     write_model,
 )
+from experiments.units import Units, workload
 
-PROMPT, ANSWER = (128, 768), (100, 300)
 CHUNKS, ALL_CHUNKS = (32, 48, 128), (16, 32, 48, 64, 96, 128, 256, 512)
 """48 and a dozen rows are within the 64 lines up to which the engine has a kernel of its own."""
 
@@ -52,8 +50,7 @@ QUIET = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What is promised and what comes, in units of the machine: TTFT in times of a mean prompt alone, TPOT in steps of
-    one row alone, the load as a share of what two nodes could do if nobody waited."""
+    """What is promised and what comes, in the words of `Units`."""
 
     name: str
     ttft_prompts: float
@@ -66,33 +63,6 @@ CELLS = (
     Cell("balanced", 7.0, 3.7, 0.86),
     Cell("tight_ttft", 3.5, 5.5, 0.86),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Units:
-    """Of one node by its cost table: a mean prompt, a step of one row, and requests per second of both phases."""
-
-    prompt_s: float
-    step_s: float
-    rate_rps: float
-
-    @staticmethod
-    def of(table: CostTable) -> "Units":
-        """Answers are reckoned in steps of eight rows."""
-        prompt, answer = sum(PROMPT) / 2, sum(ANSWER) / 2
-        context = prompt + answer / 2
-        prompt_s = table.step_s(prompt, 0, 0, 0)
-        return Units(
-            prompt_s, table.step_s(0, 0, 1, context), 1 / (prompt_s + answer * table.step_s(0, 0, 8, context) / 8)
-        )
-
-    def slo(self, cell: Cell) -> SLO:
-        """In seconds, to two digits."""
-        return SLO(float(f"{cell.ttft_prompts * self.prompt_s:.2g}"), float(f"{cell.tpot_steps * self.step_s:.2g}"))
-
-    def rate(self, cell: Cell) -> float:
-        """Requests per second at two nodes, to two digits."""
-        return float(f"{2 * cell.load * self.rate_rps:.2g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +92,14 @@ class Done:
 
 def done(cell: Cell, arm: LiveArm, place: Place, units: Units, seconds: float, seed: int) -> Done:
     """One arm on a fresh cluster; the same requests for all arms, with tokens of its own for each run."""
-    slo, rate = units.slo(cell), units.rate(cell)
-    run = run_live(arm, place, workload(rate, seconds, seed), slo, draw=seed)
+    slo, rate = units.slo(cell.ttft_prompts, cell.tpot_steps), units.rate(cell.load)
+    run = run_live(arm, place, workload(rate, WARM_UP_S + seconds, seed), slo, draw=seed)
     counted = [each for each in run.sent.records if each.item.at_s >= WARM_UP_S]
     met = [0] * max(1, int(seconds / WINDOW_S))
     for each in counted:
         met[min(len(met) - 1, int((each.item.at_s - WARM_UP_S) / WINDOW_S))] += each.is_met
     found = tuple(latencies(counted).items())
     return Done(cell, arm, seed, slo, rate, seconds, tuple(met), len(counted), found, run)
-
-
-def workload(rate_rps: float, seconds: float, seed: int) -> Workload:
-    """Poisson arrivals; lengths uniform."""
-    lengths = f"in=uniform:{PROMPT[0]}:{PROMPT[1]},out=uniform:{ANSWER[0]}:{ANSWER[1]}"
-    return workload_of([f"lengths,{lengths},rate={rate_rps:g},seconds={WARM_UP_S + seconds:g}"], seed).workload
 
 
 def interval(over: Sequence[int], under: Sequence[int]) -> tuple[float, float]:

@@ -12,15 +12,16 @@ from cluster.simulated.shared_links import FleetLinks
 from cluster.simulation import Simulated, simulate
 from cluster.workload.items import Workload
 from cluster.workload.served import ServedRequest
-from cluster.workload.spec import workload_of
 from core.request import SLO
 from experiments.arms import mean, say
 from experiments.live import APART, LARGEST_CHUNK, MAX_NUM_SEQS, LiveArm, together
+from experiments.units import Units, workload
 
-WORKLOAD = "lengths,in=uniform:128:768,out=uniform:100:300"
 LAYOUTS = ((together(64), Arm(0, 0, 2)), (APART, Arm(1, 1, 0)))
-RATES = (1.5, 2.2)
-LAX = SLO(2.0, 0.020)
+LOADS = (0.4, 0.6)
+TTFT_PROMPTS, TPOT_STEPS = 10.0, 5.0
+"""Loads and SLO in the words of `Units`: next to nothing is refused, so that all that is compared was served twice."""
+
 CONTEXT = 2048
 MEMORY_BYTES_PER_S = 5e9
 """Of a fetch from one process to another: copies on this class of machine. A whole prompt takes a millisecond."""
@@ -51,22 +52,27 @@ class Compared:
         return told / measured - 1 if measured else float("inf") if told else 0.0
 
 
-CompareOne = Callable[[LiveArm, Arm, Workload], Compared]
+CompareOne = Callable[[LiveArm, Arm, Workload, SLO], Compared]
 """One layout under one trace, live and simulated."""
 
 
-def compare_all(
-    rates: Sequence[float], seconds: float, seed: int, compare: CompareOne, pace: float = 1.0
-) -> list[Compared]:
-    """Every layout at every rate, for so many seconds; where all lasts `pace` times as long, so do the gaps. Each is
-    said when it is over."""
-    found = list[Compared]()
-    for rate in rates:
-        workload = workload_of([f"{WORKLOAD},rate={rate / pace:g},seconds={seconds:g}"], seed).workload
+def compare_all(loads: Sequence[float], seconds: float, seed: int, units: Units, compare: CompareOne) -> list[Compared]:
+    """Every layout under every load, for so many seconds. Each is said when it is over."""
+    found, slo = list[Compared](), units.slo(TTFT_PROMPTS, TPOT_STEPS)
+    say(f"a prompt {units.prompt_s:.3g} s, a step {units.step_s:.3g} s; TTFT {slo.ttft_s:g} s, TPOT {slo.tpot_s:g} s")
+    for load in loads:
+        requests = workload(units.rate(load), seconds, seed)
         for layout, arm in LAYOUTS:
-            found.append(compare(layout, arm, workload))
+            found.append(compare(layout, arm, requests, slo))
             say(sentence_of(found[-1]))
     return found
+
+
+def units_figures(units: Units) -> dict[str, Figure]:
+    """What the machine's units are, and the SLO in them."""
+    slo = units.slo(TTFT_PROMPTS, TPOT_STEPS)
+    told = {"prompt_s": units.prompt_s, "step_s": units.step_s, "node_rate_rps": units.rate_rps}
+    return told | {"ttft_slo_s": slo.ttft_s, "tpot_slo_s": slo.tpot_s}
 
 
 def error_figures(found: Sequence[Compared], model: str, ending: str = "") -> dict[str, Figure]:
@@ -95,7 +101,7 @@ def tell(part: str, figures: dict[str, Figure], found: Sequence[Compared], path:
         write_report(path, command, figures, [sample_of(each) for each in found])
 
 
-def simulated(kind: NodeKind, message_s: float, arm: Arm, chunk: int, workload: Workload, slo: SLO = LAX) -> Simulated:
+def simulated(kind: NodeKind, message_s: float, arm: Arm, chunk: int, requests: Workload, slo: SLO) -> Simulated:
     """The same requests in virtual time."""
     recipe = Recipe(
         kind,
@@ -105,12 +111,12 @@ def simulated(kind: NodeKind, message_s: float, arm: Arm, chunk: int, workload: 
         prefill_chunk=LARGEST_CHUNK,
         max_decode_rows=MAX_NUM_SEQS,
     )
-    return simulate(recipe, arm, workload, slo, 0)
+    return simulate(recipe, arm, requests, slo, 0)
 
 
-def run_figures(records: Sequence[ServedRequest], workload: Workload) -> dict[str, float]:
+def run_figures(records: Sequence[ServedRequest], requests: Workload) -> dict[str, float]:
     found = {name: float(value) for name, value in latencies(records).items()}
-    return found | {"goodput_rps": account_of(records, workload.arrivals_s).goodput_rps}
+    return found | {"goodput_rps": account_of(records, requests.arrivals_s).goodput_rps}
 
 
 def mean_stages(records: Sequence[ServedRequest]) -> dict[str, float]:

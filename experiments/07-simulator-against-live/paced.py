@@ -32,11 +32,11 @@ from experiments.live import (
     two_cores,
     write_model,
 )
+from experiments.units import Units
 
 from .compare import (
-    LAX,
     LAYOUTS,
-    RATES,
+    LOADS,
     Compared,
     compare_all,
     disturbance_figures,
@@ -45,6 +45,7 @@ from .compare import (
     run_figures,
     simulated,
     tell,
+    units_figures,
 )
 
 DUMMY = LoadFormat.DUMMY
@@ -54,9 +55,8 @@ PACE = 4.0
 is then a quarter of it."""
 
 
-def compared_paced(layout: LiveArm, arm: Arm, place: Place, workload: Workload, seed: int) -> Compared:
+def compared_paced(layout: LiveArm, arm: Arm, place: Place, workload: Workload, slo: SLO, seed: int) -> Compared:
     """Live nodes whose steps last what the table says, and the simulation of just these."""
-    slo = SLO(PACE * LAX.ttft_s, PACE * LAX.tpot_s)
     run = run_live(layout, place, workload, slo, draw=seed)
     table = CostTable.read(place.table)
     layout_of_kv = read_model_info(place.folder, DUMMY).kv_layout(BLOCK_SIZE, "float32")
@@ -97,20 +97,21 @@ def main() -> None:
     args = arguments(__doc__, _add_flags)
     if args.seconds <= 0:
         raise ConfigError(["--seconds must be above 0"])
-    rates = RATES[-1:] if args.quick else RATES
+    loads = LOADS[-1:] if args.quick else LOADS
     seconds = PACE * (10 if args.quick else args.seconds)
-    say(f"about {(60 + len(rates) * len(LAYOUTS) * (seconds + 25)) / 60:.0f} minutes")
+    say(f"about {(60 + len(loads) * len(LAYOUTS) * (seconds + 25)) / 60:.0f} minutes")
     with TemporaryDirectory() as name:
         folder = Path(name)
         place = paced_place(folder, Path(args.table) if args.table else _profiled(folder))
+        units = Units.of(CostTable.read(place.table))
         found = compare_all(
-            rates,
+            loads,
             seconds,
             args.seed,
-            lambda layout, arm, workload: compared_paced(layout, arm, place, workload, args.seed),
-            PACE,
+            units,
+            lambda layout, arm, workload, slo: compared_paced(layout, arm, place, workload, slo, args.seed),
         )
-    tell("paced", error_figures(found, PACED) | disturbance_figures(found), found, args.json)
+    tell("paced", units_figures(units) | error_figures(found, PACED) | disturbance_figures(found), found, args.json)
 
 
 def _profiled(folder: Path) -> Path:

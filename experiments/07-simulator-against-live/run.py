@@ -16,6 +16,7 @@ from cluster.simulated.shared_links import FleetLinks
 from cluster.simulated.truth_hosted import HostedTruth
 from cluster.workload.items import Workload
 from core.errors import ConfigError
+from core.request import SLO
 from engine.cost_belief import node_costs
 from engine.cost_table import CostTable
 from experiments.arms import arguments, say
@@ -31,12 +32,12 @@ from experiments.live import (
     two_cores,
     write_model,
 )
+from experiments.units import Units
 
 from .compare import (
     COMPARED,
-    LAX,
     LAYOUTS,
-    RATES,
+    LOADS,
     Compared,
     compare_all,
     disturbance_figures,
@@ -45,6 +46,7 @@ from .compare import (
     run_figures,
     simulated,
     tell,
+    units_figures,
 )
 
 MODELS = ("steps", "shell", "beside", "around")
@@ -128,14 +130,14 @@ def kind_of(model: str, place: Place, tables: Tables, shell: Shell, workload: Wo
 
 
 def compared(
-    layout: LiveArm, arm: Arm, place: Place, workload: Workload, tables: Tables, shell: Shell, seed: int
+    layout: LiveArm, arm: Arm, place: Place, workload: Workload, slo: SLO, tables: Tables, shell: Shell, seed: int
 ) -> Compared:
     """Live, then simulated with what is known step by step."""
-    run = run_live(layout, place, workload, LAX, draw=seed)
+    run = run_live(layout, place, workload, slo, draw=seed)
     live, found = list(run.sent.records), dict[str, dict[str, float]]()
     for model in MODELS:
         message_s = FleetLinks(1.0).message_s if model == MODELS[0] else shell.message_s
-        told = simulated(kind_of(model, place, tables, shell, workload), message_s, arm, layout.chunk, workload)
+        told = simulated(kind_of(model, place, tables, shell, workload), message_s, arm, layout.chunk, workload, slo)
         found[model] = run_figures(told.load.records, workload)
     nodes = sorted(told.fleet.nodes, key=lambda node: node.name)  # as the live ones are
     busy_s = {node.name: node.prefill_busy_s + node.decode_busy_s for node in nodes}
@@ -190,8 +192,8 @@ def main() -> None:
     if args.seconds <= 0:
         raise ConfigError(["--seconds must be above 0"])
     seconds = 20.0 if args.quick else args.seconds
-    rates = RATES[:1] if args.quick else RATES
-    say(f"about {(160 + len(rates) * len(LAYOUTS) * (seconds + 12)) / 60:.0f} minutes")
+    loads = LOADS[:1] if args.quick else LOADS
+    say(f"about {(160 + len(loads) * len(LAYOUTS) * (seconds + 12)) / 60:.0f} minutes")
     with TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "random-39m")
@@ -200,13 +202,15 @@ def main() -> None:
         shell = measured_shell(place)
         ratios = tables.beside_ratio(prefills=True), tables.beside_ratio(prefills=False)
         say(f"{shell}; beside a neighbour prefill takes {ratios[0]:.2f} and decode {ratios[1]:.2f} times as long")
+        units = Units.of(CostTable.read(tables.alone))
         found = compare_all(
-            rates,
+            loads,
             seconds,
             args.seed,
-            lambda layout, arm, workload: compared(layout, arm, place, workload, tables, shell, args.seed),
+            units,
+            lambda layout, arm, workload, slo: compared(layout, arm, place, workload, slo, tables, shell, args.seed),
         )
-        figures = figures_of(found, tables, shell)
+        figures = units_figures(units) | figures_of(found, tables, shell)
     tell("run", figures, found, args.json)
     if args.plot:
         _save_plot(args.plot, found)
