@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 
 from kv_transfer.control import Control
 from kv_transfer.handshake import check_token
@@ -59,9 +60,7 @@ class PairServer:
             except OSError as error:
                 if not self._is_closing:
                     LOG.warning("kv door: cannot accept a reader: %s", error)
-                    threading.Event().wait(
-                        0.05
-                    )  # out of descriptors: the knock stays pending, and would wake us at once
+                    time.sleep(0.05)  # out of descriptors: the knock stays pending, and would wake us at once
                 continue
             self._admit(link, served)
 

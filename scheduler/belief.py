@@ -22,6 +22,9 @@ LEARNED_BOUNDS = (1e-3, 1e3)
 PRIOR_WEIGHT = 0.05
 """How many reports the uncorrected price counts for, in each of the two factors."""
 
+HIDDEN_WEIGHT = 0.2
+"""By how much what hides in a report's steps holds the two factors together, in reports of the hidden part alone."""
+
 SHAPE_WEIGHT = 0.003
 """The same for each single price, where none was told."""
 
@@ -35,7 +38,9 @@ class Belief:
     add to a step and one for the rest; where nothing was told, each price is fitted, from `NEUTRAL` on. Both fits are
     least squares of relative errors, pulled towards what they begin with, so that what cannot be told apart stays as
     it was: a node that only prefills says nothing of rows. What hides in mixed steps is taken by the prices of before;
-    where nothing was told, how much of it does is fitted with them.
+    where nothing was told, how much of it does is fitted with them. Where prices were told, what hides holds the two
+    factors together: of a small chunk that hides behind the weights next to nothing shows, and an error of a tenth in
+    the whole step would be taken for one of three times in its price, by which large chunks are then reckoned.
     """
 
     told: NodeCosts | None
@@ -71,7 +76,10 @@ class Belief:
 
     def _learn_factors(self, work: StepWork, busy_s: float) -> None:
         base = self.told or NEUTRAL
-        self._two.add(_parts(base.for_steps_of(work.lines_per_prefill_step), self.factors, work), busy_s)
+        straight = base.for_steps_of(work.lines_per_prefill_step)
+        self._two.add(_parts(straight, self.factors, work), busy_s)
+        if self.told and work.num_mixed_steps:
+            self._two.tie(straight.overlap * straight.hidden_of(work) / busy_s, HIDDEN_WEIGHT)
         low, high = TOLD_BOUNDS if self.told else LEARNED_BOUNDS
         start = [self._two.common_scale()] * 2 if self.num_reports == 1 else self.factors
         solved = self._two.solve(start, PRIOR_WEIGHT)
@@ -160,6 +168,12 @@ class _Fit:
                 row[j] = row[j] * FORGETTING + value * other
             self.right[i] = self.right[i] * FORGETTING + value
         self._weight = self._weight * FORGETTING + 1.0
+
+    def tie(self, share: float, weight: float) -> None:
+        """Hold the first two coefficients together with the force of so many reports of that share alone."""
+        force = weight * share * share
+        for i, j, sign in ((0, 0, 1), (0, 1, -1), (1, 0, -1), (1, 1, 1)):
+            self.products[i][j] += sign * force
 
     def common_scale(self) -> float:
         """The one factor for all terms that fits best."""

@@ -117,6 +117,25 @@ def test_prompts_and_rows_are_told_apart_where_one_hides_behind_the_other(overla
         assert belief.costs.seconds(work) == pytest.approx(truth.seconds(work), rel=0.1)
 
 
+def test_what_hides_in_mixed_steps_does_not_make_prompts_cheap() -> None:
+    """Chunks of 128 that hide behind the weights of a large model: the whole step is an eighth shorter than told."""
+    curve = ((16, 0.0208), (128, 0.0217), (256, 0.0374), (8192, 1.2))
+    told = NodeCosts(0.0, 0.02, 1.5e-4, 2.7e-9, 4e-5, 4.3e-8, 0.85, curve)
+    belief, node = Belief(told), Reporter(replace(told, overlap=1.0))
+    beside_rows = StepWork(10, 0, 1280, 1280 * 1000.0, 200, 200 * 2000, 10, 200, 200 * 2000)
+    rows = StepWork(0, 10, 0, 0.0, 200, 200 * 2000)
+    for _ in range(200):
+        belief.observe(node.did(beside_rows))
+        belief.observe(node.did(rows))
+    for work in (beside_rows, rows):
+        assert belief.costs.seconds(work) == pytest.approx(node.truth.seconds(work), rel=0.08)
+    large = StepWork(1, 0, 4096, 4096 * 2048.0, 0, 0)
+    assert belief.costs.seconds(large) == pytest.approx(told.seconds(large), rel=0.15)
+    for _ in range(20):
+        belief.observe(node.did(large))
+    assert belief.costs.seconds(large) == pytest.approx(told.seconds(large), rel=0.02)
+
+
 @pytest.mark.parametrize("overlap", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("speed", [0.05, 1.0, 40.0])
 def test_prices_that_nobody_told_are_learned(speed: float, overlap: float) -> None:
