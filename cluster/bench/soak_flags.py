@@ -13,6 +13,11 @@ def add_soak_flags(parser: argparse.ArgumentParser) -> None:
         "--rate", type=float, default=2.0, metavar="PER_SECOND", help="requests; low: beside other work"
     )
     parser.add_argument("--sample-seconds", type=float, default=10.0, help="between two looks at every process")
-    parser.add_argument("--nice", type=int, default=0, help="run everything at this niceness")
+    parser.add_argument(
+        "--nice",
+        type=int,
+        default=0,
+        help="niceness of this process and what it starts (among sessions, as nodes are, Linux may not count it)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", default=None, help="write figures and raw samples here")
