@@ -38,7 +38,7 @@ class Grid:
     of 64 tokens are there.
     """
 
-    prefill_tokens: tuple[int, ...] = (1, 16, 32, 64, 72, 96, 128, 256, 512)
+    prefill_tokens: tuple[int, ...] = (1, 16, 32, 64, 65, 96, 128, 256, 512)
     prefixes: tuple[int, ...] = (512, 1024, 2048)
     rows: tuple[int, ...] = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)
     contexts: tuple[int, ...] = (32, 256, 1024, 2048)
