@@ -2,8 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 from cluster.plotting import pyplot
 from cluster.report_file import Figure, Sample, write_report
@@ -23,7 +24,8 @@ PREFILL_CHUNK = 8192
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A trace, what is promised, the nodes, how many of its requests, and how long a window is. `generator` has its
-    published statistics, for where the file is not given."""
+    published statistics, for where the file is not given. `copies`: of each request, instead of a time scaled so far
+    that bursts and ramps are seconds long."""
 
     flag: str
     generator: str
@@ -33,13 +35,23 @@ class Asked:
     requests: int
     window_s: float
     start_rps: float
+    copies: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of its figures."""
+        return self.flag if self.copies == 1 else f"{self.flag}_{self.copies}_copies"
 
 
 ASKED = (
     Asked("azure", "azure-code", SLO(2.0, 0.040), "llama-3-70b", 2, 2400, 60.0, 4.0),
     Asked("mooncake", "mooncake-conversation", SLO(5.0, 0.030), "llama-3-8b", 1, 1000, 30.0, 5.0),
+    Asked("aibrix", "aibrix-ramp", SLO(0.5, 0.040), "llama-3-70b", 2, 2026, 60.0, 15.0, copies=6),
     Asked("aibrix", "aibrix-ramp", SLO(0.5, 0.040), "llama-3-70b", 2, 2026, 10.0, 15.0),
 )
+
+COPIED_S = 3.0
+"""Each copy comes up to so much later than its original, drawn anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +119,18 @@ def outcome_of(asked: Asked, path: str | None, requests: int) -> Outcome | None:
 def _workload(asked: Asked, path: str | None, requests: int) -> tuple[Workload, str]:
     if path is None:
         skip(f"the trace {asked.flag}: no --{asked.flag}; its published statistics instead")
-        return workload_of([f"{asked.generator},requests={requests}"], 0).workload, "published statistics"
-    return read_trace(Path(path)).workload.first(requests), "trace"
+        generated = workload_of([f"{asked.generator},requests={requests}"], 0).workload
+        return copied(generated, asked.copies), "published statistics"
+    return copied(read_trace(Path(path)).workload.first(requests), asked.copies), "trace"
+
+
+def copied(workload: Workload, num: int) -> Workload:
+    """So many times the requests in the same time."""
+    chance = Random(0)
+    more = [
+        replace(each, at_s=each.at_s + chance.random() * COPIED_S) for each in workload.items for _ in range(1, num)
+    ]
+    return replace(workload, items=tuple(sorted((*workload.items, *more), key=lambda each: each.at_s)))
 
 
 def _met(runs: Runs, candidate: Candidate, rate: float, window_s: float) -> tuple[int, ...]:
@@ -124,10 +146,11 @@ def _by_window(records: Sequence[ServedRequest], window_s: float, duration_s: fl
 
 
 def figures_of(found: Sequence[Outcome]) -> dict[str, Figure]:
-    """Over the traces; and of each."""
-    optimum, fixed = [each.of_clairvoyant for each in found], [each.of_best_fixed for each in found]
+    """Over the traces, copied ones left out; and of each."""
+    plain = [each for each in found if each.asked.copies == 1] or found
+    optimum, fixed = [each.of_clairvoyant for each in plain], [each.of_best_fixed for each in plain]
     figures: dict[str, Figure] = {
-        "traces": len(found),
+        "traces": len(plain),
         "of_clairvoyant_mean": mean(optimum),
         "of_clairvoyant_min": min(optimum),
         "of_best_fixed_mean": mean(fixed),
@@ -135,10 +158,10 @@ def figures_of(found: Sequence[Outcome]) -> dict[str, Figure]:
     }
     for each in found:
         figures |= {
-            f"{each.asked.flag}.of_clairvoyant": each.of_clairvoyant,
-            f"{each.asked.flag}.of_best_fixed": each.of_best_fixed,
-            f"{each.asked.flag}.worst_window": each.worst_window,
-            f"{each.asked.flag}.mix_changes": each.mix_changes,
+            f"{each.asked.name}.of_clairvoyant": each.of_clairvoyant,
+            f"{each.asked.name}.of_best_fixed": each.of_best_fixed,
+            f"{each.asked.name}.worst_window": each.worst_window,
+            f"{each.asked.name}.mix_changes": each.mix_changes,
         }
     return figures
 
@@ -146,7 +169,7 @@ def figures_of(found: Sequence[Outcome]) -> dict[str, Figure]:
 def _write(path: str, found: Sequence[Outcome]) -> None:
     samples: list[Sample] = [
         {
-            "trace": each.asked.flag,
+            "trace": each.asked.name,
             "source": each.source,
             "nodes": f"{NUM_NODES} x {each.asked.shape} on {each.asked.tp} x H200",
             "ttft_slo_s": each.asked.slo.ttft_s,
@@ -175,7 +198,7 @@ def _save_plot(path: str, found: Sequence[Outcome]) -> None:
         axes.plot(starts, each.clairvoyant, color="black", label="best layout of each window")
         axes.plot(starts, each.controlled, color="#1b7837", label="adaptive")
         axes.set(
-            xlabel="s", ylabel="in time", title=f"{each.asked.flag} ({each.source}), simulated; grey: fixed layouts"
+            xlabel="s", ylabel="in time", title=f"{each.asked.name} ({each.source}), simulated; grey: fixed layouts"
         )
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
@@ -189,11 +212,11 @@ def main() -> None:
     for asked in ASKED[-1:] if args.quick else ASKED:
         outcome = outcome_of(asked, getattr(args, asked.flag), asked.requests // 4 if args.quick else asked.requests)
         if outcome is None:
-            say(f"{asked.flag}: no layout holds any rate")
+            say(f"{asked.name}: no layout holds any rate")
             continue
         found.append(outcome)
         say(
-            f"{asked.flag} at {outcome.rate_rps:.2f} req/s (time x{outcome.speed:.2f}): tuned {outcome.best}; adaptive "
+            f"{asked.name} at {outcome.rate_rps:.2f} req/s (time x{outcome.speed:.2f}): tuned {outcome.best}; adaptive "
             f"{outcome.of_best_fixed:.3f} of it, {outcome.of_clairvoyant:.3f} of the optimum, worst window "
             f"{outcome.worst_window:.3f}, {outcome.mix_changes} changes, {outcome.reversals} back"
         )
@@ -206,8 +229,8 @@ def main() -> None:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    for asked in ASKED:
-        parser.add_argument(f"--{asked.flag}", metavar="FILE", default=None, help=f"the trace behind {asked.generator}")
+    for flag, generator in {asked.flag: asked.generator for asked in ASKED}.items():
+        parser.add_argument(f"--{flag}", metavar="FILE", default=None, help=f"the trace behind {generator}")
 
 
 if __name__ == "__main__":
