@@ -14,7 +14,7 @@ from cluster.codec import CodecError, decode_as
 from cluster.grpc_poller import keep_poller
 from cluster.live.gateway_facts import GatewayFacts
 from cluster.live.handshake import ClusterToken, Untrusted, greet
-from cluster.live.introduction import HANDSHAKE_S, next_envelope, prove
+from cluster.live.introduction import HANDSHAKE_S, heeding, next_envelope, prove, write
 from cluster.live.link import LinkBroken
 from cluster.live.orders import HeadPlace
 from cluster.live.post import OPTIONS
@@ -63,7 +63,7 @@ async def knock(address: str, token: ClusterToken, me: GatewayId, last_word: Las
         except grpc.aio.AioRpcError as error:
             raise _refusal(address, error.code(), error.details() or "") from error
         except asyncio.InvalidStateError as error:  # the call was over before we had said all
-            raise _refusal(address, await call.code(), await call.details() or "") from error
+            raise _refusal(address, await heeding(call.code()), await heeding(call.details()) or "") from error
         except (TimeoutError, LinkBroken) as error:
             raise Unavailable(f"{address} does not answer as the head of a cluster: {error or 'no answer'}") from error
         except Untrusted as error:
@@ -85,7 +85,7 @@ async def _knock(
     said = (await next_envelope(call)).admission
     admitted = Admitted(HeadPlace(said.head, address, said.term), decode_as(GatewayFacts, said.facts))
     if last_word is not None:
-        await call.write(await last_word(admitted))
+        await write(call, await last_word(admitted))
         await next_envelope(call)
     return admitted
 

@@ -18,7 +18,7 @@ from cluster.codec import CodecError, decode_many
 from cluster.gateway.listening import Endpoint, listen
 from cluster.grpc_poller import keep_poller
 from cluster.live.handshake import ClusterToken, Stale, Untrusted, check_current, greet
-from cluster.live.introduction import HANDSHAKE_S, demand_proof, next_envelope, prove, read
+from cluster.live.introduction import HANDSHAKE_S, demand_proof, next_envelope, prove, read, write
 from cluster.live.line import Line
 from cluster.live.link import LinkBroken
 from cluster.live.mail import MAX_ENVELOPE_BYTES, NOTICES, Letters, Mailbox, Notice, Wire, payloads
@@ -204,10 +204,10 @@ class Post(PostServicer):
             envelope = line.link.next_after(sent)
             if envelope is not None:
                 sent = envelope.number
-                await wire.write(line.link.stamp(envelope))
+                await write(wire, line.link.stamp(envelope))
             elif line.beat or line.link.owes_ack:
                 line.beat = False
-                await wire.write(line.link.stamp(Envelope()))
+                await write(wire, line.link.stamp(Envelope()))
             else:
                 line.wake.clear()
                 await line.wake.wait()
@@ -235,7 +235,7 @@ class Post(PostServicer):
         hello = await demand_proof(context, self._token)
         check_current(hello, self._me, self._term)
         line = self._session(hello)
-        await context.write(line.link.stamp(Envelope(welcome=Welcome())))
+        await write(context, line.link.stamp(Envelope(welcome=Welcome())))
         return hello
 
     def _session(self, hello: Hello) -> Line:

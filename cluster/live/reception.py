@@ -17,7 +17,7 @@ from cluster.api.v1.post_pb2_grpc import ReceptionServicer, add_ReceptionService
 from cluster.codec import SCHEMA, encode_as
 from cluster.live.gateway_facts import GatewayFacts
 from cluster.live.handshake import ClusterToken, Stale, Untrusted
-from cluster.live.introduction import HANDSHAKE_S, demand_proof, next_envelope
+from cluster.live.introduction import HANDSHAKE_S, demand_proof, next_envelope, write
 from cluster.live.link import LinkBroken
 from core.ids import GatewayId
 
@@ -72,7 +72,7 @@ class Reception(ReceptionServicer):
         hello = await demand_proof(context, self._token)
         _check(hello)
         facts = encode_as(GatewayFacts, self._facts())
-        await context.write(Envelope(admission=Admission(head=self._me, term=self._term, facts=facts)))
+        await write(context, Envelope(admission=Admission(head=self._me, term=self._term, facts=facts)))
         try:
             said = await next_envelope(context)
         except Untrusted:
@@ -84,7 +84,7 @@ class Reception(ReceptionServicer):
             self._members.admit(gateway, said.joining.address)
         else:
             raise LinkBroken("a gateway that joins must say where its post is")
-        await context.write(Envelope(joined=Joined()))
+        await write(context, Envelope(joined=Joined()))
 
 
 def _check(hello: Hello) -> None:
