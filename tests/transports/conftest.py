@@ -206,7 +206,9 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if held() != before:
         gc.collect()  # the traceback of an expected error may still hold a view
-    assert held() == before
+    (descriptors, *others), (had, *had_others) = held(), before
+    assert others == had_others
+    assert descriptors <= had  # fewer: gRPC, used by another module, ends connections in threads of its own
 
 
 @pytest.fixture(params=KINDS)
