@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -210,7 +211,10 @@ def holding(door: Door) -> Iterator[threading.Event]:
         door.watch(ours, hold)
         theirs.shutdown(socket.SHUT_WR)
         assert entered.wait(10)
-        yield gate
+        try:
+            yield gate
+        finally:
+            gate.set()
 
 
 def test_a_link_that_is_forgotten_as_it_ends_does_not_end_the_door(served: Served) -> None:
@@ -239,15 +243,17 @@ def test_a_door_that_closes_as_a_stranger_speaks_still_waits_for_its_guests(serv
     closing = threading.Thread(target=served.door.close)
     with holding(served.door) as gate:
         closing.start()
-        while served.door._bell.fileno() >= 0:
-            pass
+        until_s = time.monotonic() + 10
+        while served.door._bell.fileno() >= 0 and time.monotonic() < until_s:
+            time.sleep(0.001)
         stranger.sendall(b"?")
         gate.set()
         assert is_sent_away(stranger)
     closing.join(0.2)
     assert closing.is_alive(), "a guest has not let go yet"
     guest.close()
-    closing.join()
+    closing.join(10)
+    assert not closing.is_alive()
 
 
 def test_a_door_that_never_opened_or_is_closed_keeps_nothing() -> None:
