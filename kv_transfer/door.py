@@ -76,12 +76,9 @@ class Door:
         with contextlib.suppress(KeyError, ValueError, RuntimeError):  # a door that has closed watches nothing
             self._selector.register(link, selectors.EVENT_READ, on_end)
 
-    def forget(self, link: socket.socket) -> None:
-        """Watch it no longer; call before the link is closed."""
-        self._unwatch(link)
-
-    def _unwatch(self, link: socket.socket) -> bool:
-        """Whether it was watched until now. Of those who ask at once, in any thread, one is told so."""
+    def forget(self, link: socket.socket) -> bool:
+        """Watch it no longer; call before the link is closed. Whether it was watched until now: of those who ask at
+        once, in any thread, one is told so."""
         try:
             self._selector.unregister(link)
         except (KeyError, ValueError, RuntimeError):
@@ -132,7 +129,7 @@ class Door:
                 self.guests.admit(self._listener)
         elif isinstance(key.data, Guest):
             self._hear(key.data)
-        elif isinstance(key.fileobj, socket.socket) and self._unwatch(key.fileobj):
+        elif isinstance(key.fileobj, socket.socket) and self.forget(key.fileobj):
             key.data()
 
     @property

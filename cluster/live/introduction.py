@@ -13,7 +13,7 @@ from cluster.live.link import LinkBroken
 from cluster.live.mail import Wire
 
 HANDSHAKE_S = 5.0
-Outcome = TypeVar("Outcome")
+Given = TypeVar("Given")
 
 
 async def prove(call: Wire, token: ClusterToken, hello: Hello) -> None:
@@ -58,7 +58,7 @@ async def write(wire: Wire, envelope: Envelope) -> None:
     await heeding(wire.write(envelope))
 
 
-async def heeding(deed: Coroutine[object, object, Outcome]) -> Outcome:
+async def heeding(deed: Coroutine[object, object, Given]) -> Given:
     """What a call of gRPC gives; CancelledError where this task was cancelled meanwhile, whatever the call makes of it.
 
     gRPC's asyncio awaits a task of its own that takes the cancellation for the call's, and goes on; where the call had
